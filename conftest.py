@@ -1,0 +1,48 @@
+"""Rules of the whole test run: a skipped test fails it; browser tests need a Chromium."""
+
+import shutil
+from collections.abc import Sequence
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the headless browser, for tests marked ``browser``."""
+    if CHROMIUM is None:
+        pytest.fail("the fixture `chromium` serves only tests marked with @pytest.mark.browser")
+    return CHROMIUM
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the browser tests out where no Chromium is found."""
+    left_out = [] if CHROMIUM else [item for item in items if item.get_closest_marker("browser")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("browser")]
+        config.stash[_LEFT_OUT] = len(left_out)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Turn a passed session with skipped tests into a failed one."""
+    if _skipped(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out and why skipped tests failed the session."""
+    if left_out := config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(f"No Chromium was found: {left_out} browser tests were left out.")
+    if skipped := _skipped(config):
+        names = ", ".join(sorted({report.nodeid for report in skipped}))
+        terminalreporter.write_line(f"A skipped test is an error here: {names}", red=True)
+
+
+def _skipped(config: pytest.Config) -> Sequence[pytest.TestReport]:
+    """Reports of skipped tests and modules."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    return reporter.stats.get("skipped", []) if reporter else []

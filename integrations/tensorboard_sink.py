@@ -1,0 +1,145 @@
+"""Reports in TensorBoard: scalars, distributions, pictures, a dashboard and a card that explains the metrics."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lstm_monitor import figures
+from lstm_monitor.distributions import Values
+from lstm_monitor.integrations._dashboard import dashboard, guide
+from lstm_monitor.integrations._require import require
+from lstm_monitor.report import PREFIX, Report, run_key
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+BINS = 30
+PICTURE_SHARE = 0.01
+
+
+class TensorBoardSink:
+    """Writes every report to TensorBoard, with one flush a check.
+
+    Args:
+        log_dir: folder of the run, such as ``runs/a``; written with a writer of our own.
+        writer: or your own ``SummaryWriter`` (or a function that returns it), which is left open at the end.
+        scalars: write scalars; False where another logger writes them to the same run.
+        pictures_every: draw pictures at every n-th report and at the last; 0 never; None as often as drawing takes at
+            most 1% of the time.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+        ValueError: neither or both of `log_dir` and `writer`, or a negative `pictures_every`.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        *,
+        writer: SummaryWriter | Callable[[], Any] | None = None,
+        scalars: bool = True,
+        pictures_every: int | None = None,
+    ) -> None:
+        """See the class."""
+        require("tensorboard", "tensorboard")
+        if (log_dir is None) == (writer is None):
+            raise ValueError(f"log_dir={log_dir!r}, writer={writer!r}: give one of them, such as log_dir='runs/a'")
+        if pictures_every is not None and pictures_every < 0:
+            raise ValueError(f"pictures_every={pictures_every} is negative; give 0 for none, or None")
+        self.log_dir, self.given, self.scalars = log_dir, writer, scalars
+        self.pictures_every = pictures_every
+        self._writer: Any = None
+        self._reports = 0
+        self._undrawn: Report | None = None
+        self._drawing, self._began = 0.0, time.perf_counter()
+
+    def write(self, report: Report) -> None:
+        """Write one report at its step."""
+        writer = self._open(report)
+        step = report.step or 0
+        if self.scalars:
+            for name, value in report.scalars().items():
+                writer.add_scalar(name, value, step)
+        for name, values in report.histograms().items():
+            _add_histogram(writer, name, values, step)
+        self._undrawn = report
+        if self._picture_due():
+            self._draw()
+        self._reports += 1
+        writer.flush()
+
+    def close(self) -> None:
+        """Draw the last report if it was not drawn, and close our own writer; a given one is left open."""
+        if self._writer is not None:
+            if self._undrawn is not None and self.pictures_every != 0:
+                self._draw()
+            self._writer.flush()
+            if self.log_dir is not None:
+                self._writer.close()
+        self._writer = self._undrawn = None
+        self._reports = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The options: a copy opens a writer of its own."""
+        return vars(self) | {"_writer": None, "_undrawn": None}
+
+    def _open(self, report: Report) -> Any:
+        if self._writer is None:
+            if self.log_dir is not None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self.log_dir))
+            else:
+                self._writer = self.given() if callable(self.given) else self.given
+            self._began, self._drawing = time.perf_counter(), 0.0
+            self._introduce(report)
+        return self._writer
+
+    def _introduce(self, report: Report) -> None:
+        """The card, and the dashboard in a sub-run: a second layout in one run would replace the user's."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer.add_text(run_key("guide"), guide(report), 0)
+        with SummaryWriter(os.path.join(str(self._writer.log_dir), PREFIX)) as layout:
+            layout.add_custom_scalars(dashboard(report))
+
+    def _picture_due(self) -> bool:
+        if self.pictures_every is not None:
+            return self.pictures_every > 0 and self._reports % self.pictures_every == 0
+        return self._drawing <= PICTURE_SHARE * (time.perf_counter() - self._began)
+
+    def _draw(self) -> None:
+        began = time.perf_counter()
+        report, self._undrawn = self._undrawn, None
+        if report is not None and _has_matplotlib():
+            for name, figure in report.pictures().items():
+                self._writer.add_image(name, figures.as_pixels(figure), report.step or 0, dataformats="HWC")
+        self._drawing += time.perf_counter() - began
+
+
+def _has_matplotlib() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("matplotlib") is not None
+
+
+def _add_histogram(writer: Any, name: str, values: Values, step: int) -> None:
+    low, high = float(values[0]), float(values[-1])
+    margin = 1e-9 + 1e-6 * max(abs(low), abs(high))
+    counts, edges = np.histogram(values, bins=BINS, range=(low - margin, high + margin))
+    writer.add_histogram_raw(
+        name,
+        min=low,
+        max=high,
+        num=len(values),
+        sum=float(values.sum()),
+        sum_squares=float(np.square(values).sum()),
+        bucket_limits=edges[1:].tolist(),
+        bucket_counts=counts.tolist(),
+        global_step=step,
+    )

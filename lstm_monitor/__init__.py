@@ -1,0 +1,40 @@
+"""lstm_monitor: watch recurrent cells while a network trains.
+
+Method: R. Hasani et al., Response Characterization for Auditing Cell Dynamics in Long Short-term Memory Networks,
+IJCNN 2019, arXiv 1809.03864.
+"""
+
+from lstm_monitor.characterization import characterize as characterize
+from lstm_monitor.drift import compare as compare
+from lstm_monitor.guard import MonitorWarning as MonitorWarning
+from lstm_monitor.layer_report import LayerReport as LayerReport
+from lstm_monitor.layers import find_layers as find_layers
+from lstm_monitor.metrics.measuring import measure as measure
+from lstm_monitor.monitor import LSTMMonitor as LSTMMonitor
+from lstm_monitor.ranking import rank as rank
+from lstm_monitor.records import Agreement as Agreement
+from lstm_monitor.records import Drift as Drift
+from lstm_monitor.records import LayerKey as LayerKey
+from lstm_monitor.records import LayerWeights as LayerWeights
+from lstm_monitor.records import Metric as Metric
+from lstm_monitor.records import Metrics as Metrics
+from lstm_monitor.records import OperatingPoint as OperatingPoint
+from lstm_monitor.records import Probe as Probe
+from lstm_monitor.records import Ranking as Ranking
+from lstm_monitor.records import Reason as Reason
+from lstm_monitor.records import Response as Response
+from lstm_monitor.records import Sequences as Sequences
+from lstm_monitor.records import Skipped as Skipped
+from lstm_monitor.records import Snapshot as Snapshot
+from lstm_monitor.records import Stimulus as Stimulus
+from lstm_monitor.records import Thresholds as Thresholds
+from lstm_monitor.report import Report as Report
+from lstm_monitor.responses import respond as respond
+from lstm_monitor.schedule import every as every
+from lstm_monitor.sinks import MemorySink as MemorySink
+from lstm_monitor.sinks import Sink as Sink
+from lstm_monitor.snapshots import snapshot as snapshot
+from lstm_monitor.stimuli import default_stimuli as default_stimuli
+from lstm_monitor.stimuli import random_bank as random_bank
+from lstm_monitor.stimuli import sinusoid as sinusoid
+from lstm_monitor.stimuli import step as step

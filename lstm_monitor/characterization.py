@@ -1,0 +1,155 @@
+"""Snapshot, respond, measure and rank in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lstm_monitor.heldout import Forward
+from lstm_monitor.host import to_host
+from lstm_monitor.layer_report import LayerReport, Trace
+from lstm_monitor.layers import find_layers
+from lstm_monitor.metrics.measuring import flagged, measure, not_measured
+from lstm_monitor.ranking import check_ranking_name, rank
+from lstm_monitor.records import LayerKey, Metrics, Mode, Probe, Response, Snapshot, Stimulus, Thresholds
+from lstm_monitor.report import Report
+from lstm_monitor.responses import respond
+from lstm_monitor.snapshots import snapshot
+from lstm_monitor.stimuli import default_horizon, default_stimuli
+from lstm_monitor.undisturbed import undisturbed
+
+MAX_HORIZON = 1024
+FLAGGED_SHARE = 0.05
+
+
+def characterize(
+    model: nn.Module,
+    held_out: Any = None,
+    *,
+    layers: str | Sequence[str] = "*",
+    rank_by: str = "auto",
+    forward: Forward | None = None,
+    lengths: Any = None,
+    mask: Any = None,
+    thresholds: Thresholds | None = None,
+) -> Report:
+    """Measure and rank every recurrent cell of a module, without any trainer and without changing the module.
+
+    Args:
+        model: any torch module that holds nn.LSTM, nn.GRU, nn.RNN or torch's cells.
+        held_out: a tensor, a packed sequence, a tuple, a dict, or a list of such batches, given to the model as
+            ``model(x)``, ``model(*batch)`` or ``model(**batch)``. About 2,000 sequence steps of it are used. It sets
+            the operating point, and the activity and gate metrics need it; without it stimuli are around zero.
+        layers: glob or globs over layer names.
+        rank_by: "auto" (held-out std x outgoing weights) or any metric's name.
+        forward: called as ``forward(model, batch)`` where the model takes its batch in another way.
+        lengths: (N,) steps of each sequence that are no padding; a list of such for a list of batches.
+        mask: (N, T) True for the steps that count; a list of such for a list of batches.
+        thresholds: the named numbers in the metrics' definitions.
+
+    Returns:
+        A report: ``to_pandas()`` has one row a cell, ``plot()`` a picture.
+
+    Raises:
+        TypeError: `model` is no torch module.
+        ValueError: no recurrent layer, unknown names, weights or data that are not finite, data that does not fit.
+
+    Example:
+        >>> import lstm_monitor as lm, torch
+        >>> model = torch.nn.LSTM(3, 8, batch_first=True)
+        >>> report = lm.characterize(model, held_out=torch.randn(16, 40, 3))
+        >>> report["l0"].hidden_size
+        8
+    """
+    check_ranking_name(rank_by)
+    found = find_layers(model, layers)
+    snaps = snapshot(model, held_out, layers=found, forward=forward, lengths=lengths, mask=mask)
+    results = examine(snaps, {}, rank_by, thresholds or Thresholds())
+    return Report(tuple(report for report, _ in results), skipped=tuple(map(str, found.skipped)), versions=versions())
+
+
+def examine(
+    snaps: Sequence[Snapshot], probes: Mapping[LayerKey, Probe], rank_by: str, thresholds: Thresholds
+) -> tuple[tuple[LayerReport, Probe], ...]:
+    """The report of each layer, on the host, with the probe used: the one given for it, or a new one."""
+    with undisturbed():
+        pairs = []
+        for snap in snaps:
+            probe = probes.get(snap.key) or design_probe(snap, thresholds)
+            pairs.append((_examine(replace(snap, point=probe.point), probe, rank_by, thresholds), probe))
+        return to_host(tuple(pairs))
+
+
+def _examine(snap: Snapshot, probe: Probe, rank_by: str, thresholds: Thresholds) -> LayerReport:
+    coupled = _probe_responses(snap, probe, "coupled", thresholds)
+    alone = _probe_responses(snap, probe, "alone", thresholds)
+    metrics = measure(*coupled, *alone, *_held_out_responses(snap), thresholds=thresholds)
+    if snap.held_out is None:
+        missing = [
+            m
+            for g in ("activity", "gates")
+            for m in not_measured(snap.key, snap.hidden_size, g, snap.kind, snap.hidden_mean)
+        ]
+        metrics = Metrics(snap.key, (*metrics.items, *missing))
+    steps = coupled[0]
+    assert steps.baseline is not None
+    assert steps.settled is not None
+    return LayerReport(
+        key=snap.key,
+        kind=snap.kind,
+        input_size=snap.weights.input_size,
+        point_source=snap.point.source,
+        periods=tuple(1 / float(sine.frequency or 1) for sine in probe.sines),
+        metrics=metrics,
+        ranking=rank(snap, metrics, rank_by),
+        trace=Trace(steps.stimuli[0].name, (steps.hidden[0] - steps.baseline[:, None]).contiguous()),
+        settled=steps.settled,
+    )
+
+
+def _probe_responses(snap: Snapshot, probe: Probe, mode: Mode, thresholds: Thresholds) -> list[Response]:
+    """The responses to steps and sines: one call where they share a horizon."""
+    together = len(probe.steps[0].signal) == len(probe.sines[0].signal)
+    groups: list[tuple[Stimulus, ...]] = [(*probe.steps, *probe.sines)] if together else [probe.steps, probe.sines]
+    return [respond(snap, group, mode, thresholds=thresholds) for group in groups]
+
+
+def _held_out_responses(snap: Snapshot) -> list[Response]:
+    return [] if snap.held_out is None else [respond(snap, snap.held_out, record=("gates",))]
+
+
+def design_probe(snap: Snapshot, thresholds: Thresholds) -> Probe:
+    """The default stimuli at the shortest horizon at which at most 5% of the cells are flagged, up to 1,024 steps.
+
+    The horizon starts at the task's length (at least 64) and doubles.
+    """
+    horizon = default_horizon(snap.point)
+    while True:
+        stimuli = default_stimuli(snap, horizon)
+        steps = tuple(stimulus for stimulus in stimuli if stimulus.kind == "step")
+        share = float(flagged(measure(respond(snap, steps), thresholds=thresholds)).mean())
+        if share <= FLAGGED_SHARE or horizon >= MAX_HORIZON:
+            return Probe(snap.point, steps, tuple(stimulus for stimulus in stimuli if stimulus.kind == "sine"))
+        horizon = min(2 * horizon, MAX_HORIZON)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a report was made with."""
+    found = {"torch": str(torch.__version__)}
+    try:
+        found["lstm_monitor"] = version("lstm-monitor")
+    except PackageNotFoundError:  # the working tree on the path, not installed
+        found["lstm_monitor"] = "not installed"
+    return found
+
+
+def ranks_of(order: Tensor) -> Tensor:
+    """The place ``(H,)`` of each cell in an order, 0 the first, as int16."""
+    ranks = torch.empty_like(order, dtype=torch.int16)
+    ranks[order] = torch.arange(len(order), dtype=torch.int16)
+    return ranks

@@ -1,0 +1,67 @@
+"""A failure of ours never ends a training: it becomes one warning, and the monitor rests."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from lstm_monitor.errors import choose
+
+OnError = Literal["warn", "raise"]
+LOG = logging.getLogger("lstm_monitor")
+
+
+class MonitorWarning(UserWarning):
+    """The monitor met an error and rests; the training goes on."""
+
+
+class Guard:
+    """Remembers whether the monitor is switched off or rests after an error."""
+
+    def __init__(self, on_error: OnError = "warn") -> None:
+        """With "warn" errors become one warning; with "raise" they are raised.
+
+        Raises:
+            ValueError: another value of `on_error`.
+        """
+        choose("on_error", on_error, ("warn", "raise"))
+        self.on_error = on_error
+        self.resting = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be done: resting after an error, or ``LSTM_MONITOR=off`` in the environment."""
+        return self.resting or switched_off()
+
+    @contextmanager
+    def protect(self, doing: str) -> Iterator[None]:
+        """Errors inside end in one warning, after which the monitor rests."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            if not self.resting:
+                self.resting = True
+                tell(f"lstm_monitor rests from now on; the training goes on. {doing} failed: {_words(error)}")
+
+
+def switched_off() -> bool:
+    """Whether ``LSTM_MONITOR`` in the environment is off, 0, no or false."""
+    return os.environ.get("LSTM_MONITOR", "").strip().lower() in {"off", "0", "no", "false"}
+
+
+def tell(message: str) -> None:
+    """One warning; to the log where the user turned warnings into errors, which would end the training."""
+    try:
+        warnings.warn(message, MonitorWarning, stacklevel=4)
+    except MonitorWarning:
+        LOG.error(message)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

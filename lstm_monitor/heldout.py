@@ -1,0 +1,130 @@
+"""Held-out data as people give it: a tensor, a tuple, a dict, a packed sequence, or a list of such batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lstm_monitor.layers import Layers
+from lstm_monitor.recordings import MAX_STEPS, Recorder, Recording
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def record_held_out(
+    model: nn.Module,
+    layers: Layers,
+    held_out: Any,
+    *,
+    forward: Forward | None = None,
+    lengths: Any = None,
+    mask: Any = None,
+) -> dict[nn.Module, Recording]:
+    """Run `model` on held-out batches and record what each layer's module receives.
+
+    Call it inside `undisturbed(model)`: it runs the model as it is. See `characterize` for the arguments.
+    """
+    batches = _batches(held_out)
+    masks = _masks(len(batches), isinstance(held_out, list), lengths, mask)
+    for batch in batches:
+        _check(batch)
+    recorder = Recorder(dict.fromkeys(layer.module for layer in layers))
+    for batch, valid in zip(batches, masks, strict=True):
+        if not recorder.full():
+            with recorder.batch(valid):
+                _run(model, layers, _to_device_of(model, batch), forward)
+    return recorder.recordings()
+
+
+def _batches(held_out: Any) -> list[Any]:
+    batches = held_out if isinstance(held_out, list) else [held_out]
+    if not batches:
+        raise ValueError("held_out=[] is empty; give at least one batch of sequences")
+    return batches
+
+
+def _masks(count: int, listed: bool, lengths: Any, mask: Any) -> list[Tensor | None]:
+    if lengths is not None and mask is not None:
+        raise ValueError("lengths= and mask= were both given; give one of them")
+    name, given = ("mask", mask) if lengths is None else ("lengths", lengths)
+    if given is None:
+        return [None] * count
+    values = list(given) if listed else [given]
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} entries for {count} held-out batches; give one a batch")
+    return [torch.as_tensor(v).bool() if lengths is None else _mask_of(torch.as_tensor(v)) for v in values]
+
+
+def _mask_of(lengths: Tensor) -> Tensor:
+    if lengths.dim() != 1 or lengths.numel() == 0 or int(lengths.min()) < 1:
+        raise ValueError(f"lengths has shape {tuple(lengths.shape)}; give one integer of at least 1 a sequence")
+    return torch.arange(max(MAX_STEPS, int(lengths.max()))) < lengths[:, None].cpu()
+
+
+def _check(batch: Any) -> None:
+    for tensor in _tensors(batch):
+        if tensor.numel() == 0:
+            raise ValueError(f"held_out is empty: it holds a tensor of shape {tuple(tensor.shape)}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ValueError(
+                f"held_out holds {bad} values that are NaN or infinite (of {tensor.numel()}); "
+                "fill or drop them, as for the training itself"
+            )
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, PackedSequence):
+        yield batch.data
+    elif isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        yield from _all_tensors(batch.values())
+    elif isinstance(batch, tuple | list):
+        yield from _all_tensors(batch)
+
+
+def _all_tensors(parts: Iterable[Any]) -> Iterator[Tensor]:
+    for part in parts:
+        yield from _tensors(part)
+
+
+def _to_device_of(model: nn.Module, batch: Any) -> Any:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if isinstance(batch, PackedSequence | Tensor):
+        return batch.to(device=device)
+    if isinstance(batch, Mapping):
+        return {name: _to_device_of(model, part) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [_to_device_of(model, part) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
+def _run(model: nn.Module, layers: Layers, batch: Any, forward: Forward | None) -> None:
+    try:
+        if forward is not None:
+            forward(model, batch)
+        elif isinstance(batch, Mapping):
+            model(**batch)
+        elif isinstance(batch, tuple) and not isinstance(batch, PackedSequence):
+            model(*batch)
+        else:
+            model(batch)
+    except Exception as error:
+        raise ValueError(_cannot_run(layers, batch, error)) from error
+
+
+def _cannot_run(layers: Layers, batch: Any, error: Exception) -> str:
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(batch))
+    widths = ", ".join(f"{layer.key} reads {layer.weights().input_size}" for layer in layers)
+    return (
+        f"held_out: the model could not be run on a batch of {type(batch).__name__} with shapes {shapes}: "
+        f"{type(error).__name__}: {error}. Features: {widths}. A tensor is given as model(x), a tuple as "
+        "model(*batch), a dict as model(**batch), each item of a list in turn; leave targets out, or give "
+        "forward=lambda model, batch: ..."
+    )

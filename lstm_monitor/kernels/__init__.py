@@ -1,0 +1,1 @@
+"""The engines behind `respond()`: one file an engine, all held to the plain loop in `loop.py`."""

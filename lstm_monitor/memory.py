@@ -1,0 +1,107 @@
+"""What is remembered of a layer between checks, and how it is written into a checkpoint as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstm_monitor.characterization import ranks_of
+from lstm_monitor.drift import compare
+from lstm_monitor.layer_report import LayerReport, RankHistory
+from lstm_monitor.metrics.catalog import CATALOG
+from lstm_monitor.ranking import agreement
+from lstm_monitor.records import LayerKey, Metric, Metrics, OperatingPoint, Probe, Ranking, Stimulus
+
+MOST_RANKS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMemory:
+    """The probe fixed at the first check, the first ranking and gain, the previous check, and all rankings."""
+
+    probe: Probe
+    first: Ranking
+    first_gain: Tensor
+    previous: Ranking
+    previous_metrics: Metrics
+    history: RankHistory
+
+
+def first_memory(report: LayerReport, probe: Probe, step: int) -> tuple[LayerReport, LayerMemory]:
+    """The report of a layer's first check with its history, and what to remember."""
+    history = RankHistory(torch.tensor([step]), ranks_of(report.ranking.order)[None])
+    gain = report.metrics["sine/amplitude"].values
+    memory = LayerMemory(probe, report.ranking, gain, report.ranking, report.metrics, history)
+    return replace(report, rank_history=history), memory
+
+
+def next_memory(report: LayerReport, memory: LayerMemory, step: int) -> tuple[LayerReport, LayerMemory]:
+    """A later report with stability, drift and history filled in, and what to remember."""
+    history = _extended(memory.history, step, report.ranking)
+    full = replace(
+        report,
+        previous=agreement(report.ranking, memory.previous),
+        first=agreement(report.ranking, memory.first),
+        drift=compare(report.metrics, memory.previous_metrics),
+        rank_history=history,
+        first_gain=memory.first_gain,
+    )
+    return full, replace(memory, previous=report.ranking, previous_metrics=report.metrics, history=history)
+
+
+def _extended(history: RankHistory, step: int, ranking: Ranking) -> RankHistory:
+    """The history with one ranking more; every second one is dropped when there are too many."""
+    keep = slice(None) if len(history.steps) < MOST_RANKS else slice(None, None, 2)
+    steps = torch.cat([history.steps[keep], torch.tensor([step])])
+    return RankHistory(steps, torch.cat([history.ranks[keep], ranks_of(ranking.order)[None]]))
+
+
+def fits(memory: LayerMemory, report: LayerReport) -> bool:
+    """Whether a memory is of a layer of this shape, ranked in this way."""
+    same_inputs = len(memory.probe.point.mean) == report.input_size
+    return same_inputs and memory.first_gain.shape[1] == report.hidden_size and memory.first.name == report.ranking.name
+
+
+def to_plain(memory: LayerMemory) -> dict[str, Any]:
+    """Plain Python values and tensors only, so that a checkpoint loads with ``weights_only=True``."""
+    point = memory.probe.point
+    return {
+        "point": {"mean": point.mean, "covariance": point.covariance, "length": point.length, "source": point.source},
+        "steps": [vars(stimulus) for stimulus in memory.probe.steps],
+        "sines": [vars(stimulus) for stimulus in memory.probe.sines],
+        "first": _plain_ranking(memory.first),
+        "first_gain": memory.first_gain,
+        "previous": _plain_ranking(memory.previous),
+        "previous_cells": {item.path: item.cells for item in memory.previous_metrics.items},
+        "history": {"steps": memory.history.steps, "ranks": memory.history.ranks},
+    }
+
+
+def from_plain(key: LayerKey, plain: dict[str, Any]) -> LayerMemory:
+    """The memory that `to_plain` wrote."""
+    probe = Probe(
+        OperatingPoint(**plain["point"]),
+        tuple(Stimulus(**stimulus) for stimulus in plain["steps"]),
+        tuple(Stimulus(**stimulus) for stimulus in plain["sines"]),
+    )
+    cells = plain["previous_cells"]
+    return LayerMemory(
+        probe,
+        Ranking(key, **plain["first"]),
+        plain["first_gain"],
+        Ranking(key, **plain["previous"]),
+        Metrics(key, tuple(_only_cells(path, values) for path, values in cells.items() if path in CATALOG)),
+        RankHistory(**plain["history"]),
+    )
+
+
+def _plain_ranking(ranking: Ranking) -> dict[str, Any]:
+    return {name: value for name, value in vars(ranking).items() if name != "key"}
+
+
+def _only_cells(path: str, cells: Tensor) -> Metric:
+    group, name = path.split("/")
+    return Metric(group, name, cells[None], torch.zeros_like(cells, dtype=torch.uint8)[None], ("",), cells)

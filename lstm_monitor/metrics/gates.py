@@ -1,0 +1,25 @@
+"""Metrics of gates on held-out data, ``gate (N, H, T)`` with ``mask (N, T)``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lstm_monitor.metrics.activity import mean
+from lstm_monitor.records import Thresholds
+
+DEFAULT = Thresholds()
+
+
+def saturation(gate: Tensor, mask: Tensor, *, candidate: bool = False, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """Share of the steps ``(H,)`` at which a gate is saturated: a sigmoid outside 0.05..0.95, abs(candidate) > 0.95."""
+    if candidate:
+        saturated = gate.abs() > thresholds.candidate_saturated
+    else:
+        saturated = (gate - 0.5).abs() > 0.5 - thresholds.saturated
+    return mean(saturated.to(gate.dtype), mask)
+
+
+def tau_f(forget: Tensor, mask: Tensor) -> Tensor:
+    """The time constant ``(H,)`` in steps of the mean forget gate (for a GRU the update gate): -1 / ln(mean)."""
+    return -1 / torch.log(mean(forget, mask))

@@ -1,0 +1,175 @@
+"""All metrics of a response in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lstm_monitor.metrics import activity, gates
+from lstm_monitor.metrics.catalog import CATALOG, SHOWN_PERIOD, MetricSpec
+from lstm_monitor.metrics.sine import (
+    SineSummary,
+    cutoff_with_reason,
+    dominant_frequency_with_reason,
+    summarize_sine,
+)
+from lstm_monitor.metrics.step import StepSummary, summarize, undefined
+from lstm_monitor.records import GATES, Kind, LayerKey, Metric, Metrics, Reason, Response, Stimulus, Thresholds
+
+
+def measure(*responses: Response, thresholds: Thresholds | None = None) -> Metrics:
+    """Every metric of one layer's responses: to steps, to sines, to held-out sequences, coupled or alone.
+
+    Args:
+        responses: of one layer. Step and sine stimuli may share a response. Gates are measured where they were
+            recorded on sequences.
+        thresholds: the named numbers in the definitions.
+
+    Returns:
+        One `Metric` for each group and name, with values a stimulus and cell, reasons where NaN, and one value a
+        cell. Groups: ``step``, ``sine`` (coupled), ``step_alone``, ``sine_alone``, ``activity``, ``gates``.
+
+    Raises:
+        ValueError: no response, or responses of different layers.
+    """
+    if not responses or len({response.key for response in responses}) != 1:
+        raise ValueError(f"responses: give one or more responses of one layer, not {[str(r.key) for r in responses]}")
+    limits = thresholds or Thresholds()
+    items = [item for response in responses for item in _measure(response, limits)]
+    return Metrics(responses[0].key, tuple(items))
+
+
+def _measure(response: Response, thresholds: Thresholds) -> list[Metric]:
+    if response.mask is not None:
+        return _activity(response, response.mask, thresholds) + _gates(response, response.mask, thresholds)
+    ending = "_alone" if response.mode == "alone" else ""
+    return _steps(response, f"step{ending}", thresholds) + _sines(response, f"sine{ending}", thresholds)
+
+
+def _rows(response: Response, kind: str) -> tuple[Tensor, tuple[Stimulus, ...]]:
+    rows = [k for k, stimulus in enumerate(response.stimuli) if stimulus.kind == kind]
+    chosen = tuple(response.stimuli[k] for k in rows)
+    contiguous = rows == list(range(rows[0], rows[-1] + 1)) if rows else True
+    hidden = response.hidden[rows[0] : rows[-1] + 1] if rows and contiguous else response.hidden[rows]
+    return hidden, chosen
+
+
+def _steps(response: Response, group: str, thresholds: Thresholds) -> list[Metric]:
+    y, stimuli = _rows(response, "step")
+    if not stimuli:
+        return []
+    summary = summarize(y, response.baseline, thresholds)
+    labels = tuple(stimulus.name for stimulus in stimuli)
+    return [_metric(group, name, values, reason, labels) for name, values, reason in _step_values(summary)]
+
+
+def _step_values(summary: StepSummary) -> list[tuple[str, Tensor, Tensor]]:
+    value = summary.value_reason
+    return [
+        ("initial_response", undefined(summary.y0, value), value),
+        ("final_response", undefined(summary.final, value), value),
+        ("delta_response", undefined(summary.delta, value), value),
+        ("peak_response", undefined(summary.peak, value), value),
+        ("peak_time", summary.peak_time, summary.peak_reason),
+        ("rise_time", summary.rise_time, summary.shape_reason),
+        ("settling_time", summary.settling_time, summary.reason),
+        ("overshoot", summary.overshoot, summary.shape_reason),
+    ]
+
+
+def _sines(response: Response, group: str, thresholds: Thresholds) -> list[Metric]:
+    y, stimuli = _rows(response, "sine")
+    if not stimuli:
+        return []
+    frequencies = [float(stimulus.frequency or 0) for stimulus in stimuli]
+    summaries = [summarize_sine(y[k], f, None, thresholds) for k, f in enumerate(frequencies)]
+    labels = tuple(stimulus.name for stimulus in stimuli)
+    shown = min(range(len(stimuli)), key=lambda k: abs(1 / frequencies[k] - SHOWN_PERIOD))
+    items = [
+        _metric(group, name, torch.stack(values), torch.stack(reasons), labels, shown)
+        for name, values, reasons in _sine_values(summaries)
+    ]
+    gains = torch.stack([summary.amplitude for summary in summaries])
+    cutoff, reason = cutoff_with_reason(gains, frequencies, thresholds)
+    items.append(_metric(group, "cutoff_frequency", undefined(cutoff, reason)[None], reason[None], ("all periods",)))
+    dominant, why = dominant_frequency_with_reason(summaries[shown].window, thresholds)
+    row = (labels[shown],)
+    items.append(_metric(group, "dominant_frequency", undefined(dominant, why)[None], why[None], row))
+    return items
+
+
+def _sine_values(summaries: Sequence[SineSummary]) -> list[tuple[str, list[Tensor], list[Tensor]]]:
+    return [
+        ("amplitude", [s.amplitude for s in summaries], [s.amplitude_reason for s in summaries]),
+        ("phase_lag", [s.phase_lag for s in summaries], [s.phase_reason for s in summaries]),
+        ("harmonic_distortion", [s.harmonic_distortion for s in summaries], [s.distortion_reason for s in summaries]),
+        ("correlation", [s.correlation for s in summaries], [s.correlation_reason for s in summaries]),
+    ]
+
+
+def _activity(response: Response, mask: Tensor, thresholds: Thresholds) -> list[Metric]:
+    y = response.hidden
+    std, rms = activity.std(y, mask), activity.rms(y, mask)
+    time, reason = activity.autocorrelation_time_with_reason(y, mask, thresholds)
+    broken = (~torch.isfinite(std)).to(torch.uint8) * int(Reason.NONFINITE)
+    rows = [("std", std, broken), ("rms", rms, broken), ("autocorrelation_time", undefined(time, reason), reason)]
+    return [_metric("activity", name, values[None], why[None], (str(response.source),)) for name, values, why in rows]
+
+
+def _gates(response: Response, mask: Tensor, thresholds: Thresholds) -> list[Metric]:
+    if not response.gates:
+        return []
+    is_relu = response.kind == "rnn_relu"
+    rows = {
+        name: gates.saturation(gate, mask, candidate=name == "candidate", thresholds=thresholds)
+        for name, gate in response.gates.items()
+        if not (is_relu and name == "candidate")
+    }
+    found = {f"{name}_saturation": values for name, values in rows.items()}
+    if rows:
+        found["saturation"] = torch.stack(list(rows.values())).mean(0)
+    memory = response.gates.get("forget", response.gates.get("update"))
+    if memory is not None:
+        found["tau_f"] = gates.tau_f(memory, mask)
+    return [_gate_metric(spec.name, found.get(spec.name), response) for spec in _gate_specs(response.kind)]
+
+
+def _gate_specs(kind: Kind) -> list[MetricSpec]:
+    """The gate metrics of this kind of layer, and tau_f and the overall saturation even where undefined."""
+    names = {f"{gate}_saturation" for gate in GATES[kind]} | {"saturation", "tau_f"}
+    return [spec for spec in CATALOG.values() if spec.group == "gates" and spec.name in names]
+
+
+def _gate_metric(name: str, values: Tensor | None, response: Response) -> Metric:
+    size = response.hidden.shape[1]
+    if values is None:
+        values = response.hidden.new_full((size,), torch.nan)
+    reason = (~torch.isfinite(values)).to(torch.uint8) * int(Reason.NO_SUCH_GATE)
+    return _metric("gates", name, values[None], reason[None], (str(response.source),))
+
+
+def _metric(group: str, name: str, values: Tensor, reasons: Tensor, labels: tuple[str, ...], shown: int = 0) -> Metric:
+    summary = CATALOG[f"{group}/{name}"].summary
+    if summary == "one":
+        cells = values[shown]
+    elif summary == "mean size":
+        cells = values.abs().nanmean(0)
+    else:
+        cells = values.nanmedian(0).values if len(values) % 2 else values.nanquantile(0.5, dim=0)
+    return Metric(group, name, values, reasons, labels, cells)
+
+
+def not_measured(key: LayerKey, size: int, group: str, kind: Kind, like: Tensor) -> list[Metric]:
+    """The metrics of a group that needs held-out data, all NaN with that reason."""
+    specs = _gate_specs(kind) if group == "gates" else [spec for spec in CATALOG.values() if spec.group == group]
+    nan = like.new_full((1, size), torch.nan)
+    reason = torch.full((1, size), int(Reason.NO_HELD_OUT), dtype=torch.uint8, device=like.device)
+    return [Metric(group, spec.name, nan, reason, ("none",), nan[0]) for spec in specs]
+
+
+def flagged(metrics: Metrics, group: str = "step") -> Tensor:
+    """Share ``(H,)`` of the step stimuli for which each cell is drifting or oscillating at the end."""
+    reasons = metrics[f"{group}/settling_time"].reasons
+    return ((reasons == Reason.DRIFTING) | (reasons == Reason.OSCILLATING)).double().mean(0)

@@ -1,0 +1,232 @@
+"""Metrics of step responses ``y (..., T)``: what a cell does after its input jumps at t = 0.
+
+``y0 (...)`` is the value before the step; None means ``y[..., 0]``. Definitions and thresholds are this project's own
+(`Thresholds`), chosen to be right where textbook formulas are not: an offset baseline, a decay to zero, a dead signal.
+With ``L = max(4, T // 8)``: final = mean of the last L samples, prev = mean of the L before, delta = final - y0, peak =
+largest ``|y - y0|``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lstm_monitor.metrics.crossing import Blocks, blocks_of, first_outside, last_outside
+from lstm_monitor.records import Reason, Thresholds
+
+DEFAULT = Thresholds()
+
+
+@dataclass(frozen=True, eq=False)
+class StepSummary:
+    """What all step metrics of one response share, each computed once."""
+
+    y: Tensor
+    y0: Tensor
+    thresholds: Thresholds
+
+    @cached_property
+    def tail(self) -> int:
+        """L, the samples that make the final value."""
+        return max(self.thresholds.tail_least, self.y.shape[-1] // self.thresholds.tail_share)
+
+    @cached_property
+    def final(self) -> Tensor:
+        """Mean of the last L samples."""
+        return self.y[..., -self.tail :].mean(-1)
+
+    @cached_property
+    def delta(self) -> Tensor:
+        """Final minus initial."""
+        return self.final - self.y0
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The extremes of blocks of samples, in which the searches look first."""
+        return blocks_of(self.y)
+
+    @cached_property
+    def top(self) -> Tensor:
+        """Largest sample."""
+        return self.blocks.top.amax(0)
+
+    @cached_property
+    def bottom(self) -> Tensor:
+        """Smallest sample."""
+        return self.blocks.bottom.amin(0)
+
+    @cached_property
+    def peak(self) -> Tensor:
+        """Largest distance from the initial value."""
+        return torch.maximum(self.top - self.y0, self.y0 - self.bottom)
+
+    @cached_property
+    def silent(self) -> Tensor:
+        """Whether the cell hardly moves."""
+        return self.peak < self.thresholds.silent
+
+    @cached_property
+    def washout(self) -> Tensor:
+        """Whether the response returns to where it was."""
+        return (self.delta.abs() < self.thresholds.washout * self.peak) & ~self.silent
+
+    @cached_property
+    def band(self) -> Tensor:
+        """Half-width of the settling band around the final value."""
+        return self.thresholds.band * torch.where(self.washout, self.peak, self.delta.abs())
+
+    @cached_property
+    def reason(self) -> Tensor:
+        """uint8 codes of `Reason`: why the settling time is undefined."""
+        y, tail = self.y, self.tail
+        reason = torch.zeros(y.shape[:-1], dtype=torch.uint8, device=y.device)
+        if y.shape[-1] < 2 * self.thresholds.tail_least:
+            reason.fill_(Reason.TOO_SHORT)
+        else:
+            last = y[..., -tail:]
+            drifting = (self.final - y[..., -2 * tail : -tail].mean(-1)).abs() > self.thresholds.drift * self.band
+            oscillating = (last.amax(-1) - last.amin(-1)) > 2 * self.band
+            reason[(y[..., -1] - self.final).abs() > self.band] = Reason.OUTSIDE
+            reason[oscillating] = Reason.OSCILLATING
+            reason[drifting] = Reason.DRIFTING
+            reason[self.silent] = Reason.SILENT
+        reason[~torch.isfinite(self.peak)] = Reason.NONFINITE
+        return reason
+
+    @cached_property
+    def settling_time(self) -> Tensor:
+        """Steps through the last sample outside the band."""
+        last = last_outside(self.blocks, self.final - self.band, self.final + self.band)
+        return undefined(last + 1, self.reason)
+
+    @cached_property
+    def shape_reason(self) -> Tensor:
+        """As `reason`, and undefined for washout too, where delta is no scale."""
+        return torch.where(self.washout & (self.reason == 0), int(Reason.WASHOUT), self.reason).to(torch.uint8)
+
+    @cached_property
+    def peak_reason(self) -> Tensor:
+        """Undefined where the cell is silent or not finite."""
+        keep = (self.reason == Reason.NONFINITE) | ~self.silent
+        return torch.where(keep, self.reason * (self.reason == Reason.NONFINITE), int(Reason.SILENT)).to(torch.uint8)
+
+    @cached_property
+    def value_reason(self) -> Tensor:
+        """Undefined only where the response is not finite."""
+        return self.reason * (self.reason == Reason.NONFINITE)
+
+    @cached_property
+    def peak_time(self) -> Tensor:
+        """Index of the first sample at the peak."""
+        up, down = self.top - self.y0, self.y0 - self.bottom
+        low = torch.where(down >= up, self.bottom, -torch.inf)
+        high = torch.where(up >= down, self.top, torch.inf)
+        return undefined(first_outside(self.blocks, low, high), self.peak_reason)
+
+    @cached_property
+    def rise_time(self) -> Tensor:
+        """Steps from the first sample beyond 10% of delta to the first beyond 90%."""
+        return undefined(self._reach(0.9) - self._reach(0.1), self.shape_reason)
+
+    def _reach(self, share: float) -> Tensor:
+        goal = self.y0 + share * self.delta
+        infinite = torch.full_like(goal, torch.inf)
+        up = self.delta > 0
+        return first_outside(self.blocks, torch.where(up, -infinite, goal), torch.where(up, goal, infinite))
+
+    @cached_property
+    def overshoot(self) -> Tensor:
+        """Excess beyond the final value as a fraction of abs(delta)."""
+        beyond = torch.where(self.delta > 0, self.top - self.final, self.final - self.bottom)
+        return undefined(beyond.clamp(min=0) / self.delta.abs(), self.shape_reason)
+
+
+def undefined(values: Tensor, reason: Tensor) -> Tensor:
+    """`values` with NaN where `reason` is not zero."""
+    return torch.where(reason == 0, values, torch.nan)
+
+
+def summarize(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> StepSummary:
+    """The summary that all step metrics of one response share.
+
+    Raises:
+        TypeError: `y` is not a floating-point tensor.
+        ValueError: `y` has no time steps.
+    """
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        raise TypeError(f"y={y!r} is no floating-point tensor; give responses of shape (..., T)")
+    if y.dim() == 0 or y.shape[-1] == 0:
+        raise ValueError(f"y has shape {tuple(y.shape)}; give responses of shape (..., T) with T of at least 1")
+    start = y[..., 0] if y0 is None else torch.as_tensor(y0, dtype=y.dtype, device=y.device)
+    return StepSummary(y, start.expand(y.shape[:-1]), thresholds)
+
+
+def initial_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """The value before the step, ``y0``, shape (...). NaN if the response is not finite."""
+    summary = summarize(y, y0, thresholds)
+    return undefined(summary.y0, summary.value_reason)
+
+
+def final_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """The mean of the last L samples, shape (...). NaN if the response is not finite."""
+    summary = summarize(y, y0, thresholds)
+    return undefined(summary.final, summary.value_reason)
+
+
+def delta_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """Final minus initial response, signed, shape (...). NaN if the response is not finite."""
+    summary = summarize(y, y0, thresholds)
+    return undefined(summary.delta, summary.value_reason)
+
+
+def peak_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """The largest ``|y - y0|``, shape (...). NaN if the response is not finite."""
+    summary = summarize(y, y0, thresholds)
+    return undefined(summary.peak, summary.value_reason)
+
+
+def peak_time(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """The index in steps of the first sample with the largest ``|y - y0|``, shape (...).
+
+    NaN if the cell is silent (peak under 1e-3) or the response is not finite.
+    """
+    return summarize(y, y0, thresholds).peak_time
+
+
+def rise_time(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """Steps from the first sample at 10% of delta or more to the first at 90% or more, shape (...).
+
+    NaN for the reasons of `settling_time`, and where the response returns to where it was (washout).
+    """
+    return summarize(y, y0, thresholds).rise_time
+
+
+def settling_time(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """Steps through the last sample outside the band around the final value, shape (...); 0 if none is outside.
+
+    The band is 10% of abs(delta), of the peak where the response returns to where it was (the "90% window").
+    NaN, see `step_reason`, if the cell is silent, drifting or oscillating at the end, if the last sample itself is
+    outside the band, if T < 8, or if the response is not finite.
+
+    Example:
+        >>> t = torch.arange(200.0)
+        >>> settling_time(1 - 0.9 ** (t + 1))  # 0.9 ** (t + 1) > 0.1 for t = 0 ... 20
+        tensor(21.)
+    """
+    return summarize(y, y0, thresholds).settling_time
+
+
+def overshoot(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """How far the response goes beyond its final value, a fraction of abs(delta), shape (...); 0 if it never does.
+
+    NaN for the reasons of `settling_time`, and where the response returns to where it was (washout).
+    """
+    return summarize(y, y0, thresholds).overshoot
+
+
+def step_reason(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
+    """Why `settling_time` is undefined: uint8 codes of `Reason`, shape (...); 0 where it is defined."""
+    return summarize(y, y0, thresholds).reason

@@ -1,0 +1,239 @@
+"""The one object that remembers: when to check, what was found before, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from lstm_monitor.characterization import examine, versions
+from lstm_monitor.clock import Clock
+from lstm_monitor.guard import LOG, Guard, OnError
+from lstm_monitor.heldout import Forward
+from lstm_monitor.layer_report import LayerReport
+from lstm_monitor.layers import find_layers
+from lstm_monitor.memory import LayerMemory, first_memory, fits, from_plain, next_memory, to_plain
+from lstm_monitor.ranking import check_ranking_name
+from lstm_monitor.recordings import Recording
+from lstm_monitor.records import LayerKey, Thresholds
+from lstm_monitor.report import Report
+from lstm_monitor.schedule import Schedule, as_schedule
+from lstm_monitor.sinks import FanOut, Sink
+from lstm_monitor.snapshots import snapshot
+
+
+class LSTMMonitor:
+    """Checks the recurrent layers of a model every so often while it trains, from any loop.
+
+    Call the Keras-style hooks from the loop, or use the object in a ``with`` statement and call
+    `on_train_batch_end` and `on_epoch_end`. A check never changes the training; a failure becomes one warning.
+
+    Args:
+        model: the module that trains; or `set_model` later, at the latest before `on_train_begin`.
+        held_out: data on which to set the operating point and measure activity and gates; see `characterize`.
+        sinks: where reports go, for instance ``[TensorBoardSink("runs/a")]``.
+        every_n_epochs: check after every n-th epoch, or a schedule: a function of the number of epochs done. The
+            default is 1 where `every_n_steps` is not given either.
+        every_n_steps: check after every n-th call of `on_train_batch_end`, or a schedule of their number.
+        layers: glob or globs over layer names.
+        rank_by: "auto" or any metric's name.
+        forward: called as ``forward(model, batch)`` where the model takes its batch in another way.
+        lengths: (N,) steps of each held-out sequence that are no padding.
+        mask: (N, T) True for the held-out steps that count.
+        budget: share of the training time that periodic checks may take, such as 0.01; a check that is due while they
+            have taken more is left out. None checks whenever one is due. The first and last check are always made.
+        thresholds: the named numbers in the metrics' definitions.
+        on_error: "warn" turns an error of the monitor into one warning; "raise" raises it.
+
+    Raises:
+        ValueError: an unknown name, an interval under 1, a budget that is no positive share.
+    """
+
+    def __init__(  # noqa: PLR0913  # one argument for each thing that a user may choose
+        self,
+        model: nn.Module | None = None,
+        held_out: Any = None,
+        *,
+        sinks: Sequence[Sink] = (),
+        every_n_epochs: int | Schedule | None = None,
+        every_n_steps: int | Schedule | None = None,
+        layers: str | Sequence[str] = "*",
+        rank_by: str = "auto",
+        forward: Forward | None = None,
+        lengths: Any = None,
+        mask: Any = None,
+        budget: float | None = None,
+        thresholds: Thresholds | None = None,
+        on_error: OnError = "warn",
+    ) -> None:
+        """See the class."""
+        self.model = model
+        self.held_out, self.forward, self.lengths, self.mask = held_out, forward, lengths, mask
+        self.layers, self.rank_by = layers, check_ranking_name(rank_by)
+        self.sinks = list(sinks)
+        if every_n_epochs is None and every_n_steps is None:
+            every_n_epochs = 1
+        self.epochs_due = as_schedule("every_n_epochs", every_n_epochs)
+        self.steps_due = as_schedule("every_n_steps", every_n_steps)
+        self.budget = _check_budget(budget)
+        self.thresholds = thresholds or Thresholds()
+        self.guard = Guard(on_error)
+        self.report: Report | None = None
+        self.steps = self.epochs = self.checks = 0
+        self._memories: dict[str, LayerMemory] = {}
+        self._restored: Mapping[str, Any] = {}
+        self.checked_at: int | None = None
+        self.clock = Clock()
+
+    # Keras-style hooks
+
+    def set_model(self, model: nn.Module) -> None:
+        """Take the model that trains."""
+        self.model = model
+
+    def set_params(self, params: Mapping[str, Any] | None) -> None:
+        """Accepted for loops that call every Keras hook; nothing is needed from it."""
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Make the first check, before any step."""
+        self.clock.start()
+        self.check()
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Nothing to do."""
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Nothing to do."""
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Count a step, and check if one is due; `batch` is not used: steps are calls of this hook."""
+        self.steps += 1
+        if self.due(self.steps_due, self.steps - 1, self.steps):
+            self.check()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Count an epoch, and check if one is due."""
+        self.epochs += 1
+        if self.due(self.epochs_due, self.epochs - 1, self.epochs):
+            self.check()
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> Report | None:
+        """Make the last check, close the sinks, and return the last report (None if no check was made)."""
+        if self.checked_at != self.steps:
+            self.check()
+        self.close()
+        return self.report
+
+    def __enter__(self) -> LSTMMonitor:
+        """Begin, as `on_train_begin`."""
+        self.on_train_begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End, as `on_train_end`; after an exception only close the sinks."""
+        if error is None:
+            self.on_train_end()
+        else:
+            self.close()
+
+    # What the hooks and the adapters share
+
+    def due(self, schedule: Schedule | None, before: int, now: int) -> bool:
+        """Whether a check is due at any count after `before` through `now`, and the budget allows it."""
+        if schedule is None or self.guard.idle:
+            return False
+        is_due = False
+        with self.guard.protect("The schedule"):
+            is_due = any(schedule(count) for count in range(before + 1, now + 1))
+        if is_due and self.budget is not None and not self.clock.affords(self.budget):
+            LOG.info("lstm_monitor leaves out a check to stay within budget=%g", self.budget)
+            return False
+        return is_due
+
+    def check(
+        self,
+        step: int | None = None,
+        epoch: int | None = None,
+        recordings: Mapping[nn.Module, Recording] | None = None,
+        extra_sinks: Sequence[Sink] = (),
+    ) -> Report | None:
+        """Snapshot, respond, measure, rank, and hand the report to the sinks; None if the monitor rests.
+
+        Args:
+            step: the training step to report, by default the number of `on_train_batch_end` calls.
+            epoch: the number of epochs done, by default the number of `on_epoch_end` calls.
+            recordings: what the layers received, where a trainer's own validation ran them already.
+            extra_sinks: sinks besides the monitor's own.
+        """
+        if self.guard.idle:
+            return None
+        with self.guard.protect("A check"), self.clock.check(periodic=self.checks > 0):
+            step, epoch = (self.steps if step is None else step), (self.epochs if epoch is None else epoch)
+            report = self._report(step, epoch, recordings)
+            FanOut([*self.sinks, *extra_sinks]).write(report)
+            self.report, self.checked_at = report, self.steps
+        return None if self.guard.resting else self.report
+
+    def _report(self, step: int, epoch: int, recordings: Mapping[nn.Module, Recording] | None) -> Report:
+        if self.model is None:
+            raise ValueError("model=None; give LSTMMonitor(model=...) or call set_model(model) before training")
+        found = find_layers(self.model, self.layers)
+        snaps = snapshot(
+            self.model,
+            self.held_out,
+            layers=found,
+            forward=self.forward,
+            lengths=self.lengths,
+            mask=self.mask,
+            recordings=recordings,
+        )
+        self._recall([snap.key for snap in snaps])
+        probes = {snap.key: memory.probe for snap in snaps if (memory := self._memories.get(str(snap.key)))}
+        results = examine(snaps, probes, self.rank_by, self.thresholds)
+        layers = tuple(self._remember(report, probe, step) for report, probe in results)
+        self.checks += 1
+        return Report(layers, step, epoch, self.clock.cost(), self.checks, tuple(map(str, found.skipped)), versions())
+
+    def _remember(self, report: LayerReport, probe: Any, step: int) -> LayerReport:
+        name = str(report.key)
+        memory = self._memories.get(name)
+        if memory is None or not fits(memory, report):
+            full, self._memories[name] = first_memory(report, probe, step)
+        else:
+            full, self._memories[name] = next_memory(report, memory, step)
+        return full
+
+    def _recall(self, keys: Sequence[LayerKey]) -> None:
+        """Take up what a checkpoint remembered of these layers."""
+        for key in keys:
+            plain = self._restored.get(str(key))
+            if plain is not None and str(key) not in self._memories:
+                self._memories[str(key)] = from_plain(key, plain)
+        self._restored = {}
+
+    def close(self) -> None:
+        """Close the sinks."""
+        with self.guard.protect("Closing the sinks"):
+            FanOut(self.sinks).close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors: what is remembered of each layer, counts, and cost."""
+        memories = {name: to_plain(memory) for name, memory in self._memories.items()}
+        counts = {"steps": self.steps, "epochs": self.epochs, "checks": self.checks}
+        return {"layers": memories or dict(self._restored), **counts, "clock": self.clock.plain()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: same stimuli, first and previous ranking, counts and cost."""
+        self._restored = dict(state["layers"])
+        self.steps, self.epochs, self.checks = state["steps"], state["epochs"], state["checks"]
+        self.clock = Clock(**state["clock"])
+
+
+def _check_budget(budget: float | None) -> float | None:
+    if budget is not None and not 0 < budget <= 1:
+        raise ValueError(f"budget={budget!r} is no share of the training time; allowed: 0 < budget <= 1, or None")
+    return budget

@@ -1,0 +1,203 @@
+"""Record what recurrent modules receive, by hooks that live for one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.utils.hooks import RemovableHandle
+
+MAX_STEPS = 1024
+LEAST_SEQUENCES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What one module received: ``inputs (N, T, I)``, ``mask (N, T)``, ``lengths (N,)`` if any differ or were packed.
+
+    ``h0`` and ``c0`` are as the module takes them, ``(layers * directions, N, size)``, zero where none was given;
+    None where none ever was.
+    """
+
+    inputs: Tensor
+    mask: Tensor
+    lengths: Tensor | None
+    h0: Tensor | None
+    c0: Tensor | None
+
+
+@dataclass(eq=False)
+class _Run:
+    """One call of a module, or several that carry their state on."""
+
+    inputs: Tensor
+    lengths: Tensor | None
+    state: tuple[Tensor, ...]
+    final: tuple[Tensor, ...]
+    mask: Tensor | None = None
+
+
+class Recorder:
+    """Collects the inputs of some modules, at most about `max_steps` sequence steps a module.
+
+    Sequences are kept from the first batches on, each cut to its first 1,024 steps. Calls that carry the state of
+    the call before (cells, rollouts with T = 1, truncated sequences) are joined in time.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], max_steps: int = 2048) -> None:
+        """Record these modules once attached; nothing is attached yet."""
+        self.modules = list(modules)
+        self.max_steps = max_steps
+        self._runs: dict[nn.Module, list[_Run]] = {module: [] for module in self.modules}
+        self._new: dict[nn.Module, list[_Run]] = {}
+
+    @contextmanager
+    def batch(self, mask: Tensor | None = None) -> Iterator[None]:
+        """Record one forward pass inside; `mask (N, T)` marks the steps that count in statistics."""
+        handles = self.attach()
+        try:
+            yield
+        finally:
+            self.detach(handles, mask)
+
+    def attach(self) -> list[RemovableHandle]:
+        """Start recording one forward pass."""
+        self._new = {module: [] for module in self.modules}
+        wanting = [module for module in self.modules if self._room(module) > 0]
+        return [module.register_forward_hook(self._hook, with_kwargs=True) for module in wanting]
+
+    def detach(self, handles: list[RemovableHandle], mask: Tensor | None = None) -> None:
+        """End the forward pass: hooks off, what was received kept."""
+        for handle in handles:
+            handle.remove()
+        for module, runs in self._new.items():
+            self._runs[module].extend(_masked(run, mask) for run in runs)
+        self._new = {}
+
+    def full(self) -> bool:
+        """Whether every module has as many steps as asked for."""
+        return all(self._room(module) <= 0 for module in self.modules)
+
+    def recordings(self) -> dict[nn.Module, Recording]:
+        """What each module received; modules that received nothing are left out."""
+        return {module: _join(runs) for module, runs in self._runs.items() if runs}
+
+    def _room(self, module: nn.Module) -> int:
+        return self.max_steps - sum(run.inputs.shape[0] * run.inputs.shape[1] for run in self._runs[module])
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        values = (*args, *(kwargs[name] for name in ("input", "hx") if name in kwargs))
+        with torch.inference_mode(False), torch.no_grad():
+            run = _as_run(module, values[0], values[1] if len(values) > 1 else None, output)
+            runs = self._new[module]
+            if runs and _continues(runs[-1], run):
+                runs[-1] = _append(runs[-1], run)
+            else:
+                room = max(self._room(module), 0)
+                count = max(room // max(run.inputs.shape[1], 1), LEAST_SEQUENCES)
+                if room > 0:
+                    runs.append(_first(run, count if isinstance(module, nn.RNNBase) else 256))
+
+
+def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output: Any) -> _Run:
+    state = _batched(hx, module)
+    lengths = None
+    if isinstance(inputs, PackedSequence):
+        inputs, lengths = pad_packed_sequence(inputs, batch_first=True)
+    elif not isinstance(module, nn.RNNBase):
+        inputs = inputs.reshape(-1, 1, inputs.shape[-1])
+    elif inputs.dim() == 2:
+        inputs = inputs[None]
+    elif not module.batch_first:
+        inputs = inputs.transpose(0, 1)
+    final = _batched(output[1] if isinstance(module, nn.RNNBase) else output, module)
+    return _Run(inputs.detach()[:, :MAX_STEPS].clone(), lengths, state, final)
+
+
+def _batched(hx: Any, module: nn.Module) -> tuple[Tensor, ...]:
+    """A state as a tuple of ``(layers * directions, N, size)``; empty for None."""
+    tensors: Sequence[Tensor] = () if hx is None else hx if isinstance(hx, tuple | list) else (hx,)
+    batched = tensors
+    if isinstance(module, nn.RNNBase):
+        batched = [t if t.dim() == 3 else t[:, None] for t in tensors]
+    else:
+        batched = [t.reshape(1, -1, t.shape[-1]) for t in tensors]
+    return tuple(t.detach().clone() for t in batched)
+
+
+def _continues(before: _Run, run: _Run) -> bool:
+    if not run.state or before.lengths is not None or run.lengths is not None:
+        return False
+    if run.inputs.shape[1] + before.inputs.shape[1] > MAX_STEPS:
+        return False
+    count = before.inputs.shape[0]
+    return len(run.state) == len(before.final) and all(
+        now.shape[1] >= count and torch.equal(now[:, :count], then[:, :count])
+        for now, then in zip(run.state, before.final, strict=True)
+    )
+
+
+def _append(before: _Run, run: _Run) -> _Run:
+    count = before.inputs.shape[0]
+    inputs = torch.cat([before.inputs, run.inputs[:count].to(before.inputs)], dim=1)
+    return _Run(inputs, None, before.state, run.final)
+
+
+def _first(run: _Run, count: int) -> _Run:
+    lengths = None if run.lengths is None else run.lengths[:count].clamp(max=run.inputs.shape[1])
+    return _Run(run.inputs[:count], lengths, tuple(s[:, :count] for s in run.state), run.final)
+
+
+def _masked(run: _Run, mask: Tensor | None) -> _Run:
+    if mask is not None:
+        count, steps = run.inputs.shape[:2]
+        if mask.shape[0] < count or mask.shape[1] < steps:
+            raise ValueError(
+                f"mask (from mask= or lengths=) has shape {tuple(mask.shape)}, but a layer received {count} sequences "
+                f"of {steps} steps; give one row a sequence and one column a step"
+            )
+        run.mask = mask[:count, :steps].to(run.inputs.device, torch.bool)
+    return run
+
+
+def _join(runs: list[_Run]) -> Recording:
+    steps = max(run.inputs.shape[1] for run in runs)
+    ragged = any(run.lengths is not None or run.inputs.shape[1] != steps for run in runs)
+    lengths = torch.cat([_lengths(run) for run in runs])
+    valid = torch.arange(steps, device=lengths.device) < lengths[:, None]
+    masks = [_pad(valid.new_ones(run.inputs.shape[:2]) if run.mask is None else run.mask, steps) for run in runs]
+    return Recording(
+        inputs=torch.cat([_pad(run.inputs, steps) for run in runs]),
+        mask=valid & torch.cat(masks),
+        lengths=lengths if ragged else None,
+        h0=_join_states(runs, 0),
+        c0=_join_states(runs, 1),
+    )
+
+
+def _lengths(run: _Run) -> Tensor:
+    count, steps, _ = run.inputs.shape
+    full = torch.full((count,), steps, device=run.inputs.device)
+    return full if run.lengths is None else run.lengths.to(full)
+
+
+def _pad(values: Tensor, steps: int) -> Tensor:
+    missing = values.new_zeros(values.shape[0], steps - values.shape[1], *values.shape[2:])
+    return torch.cat([values, missing], dim=1)
+
+
+def _join_states(runs: list[_Run], which: int) -> Tensor | None:
+    given = next((run.state[which] for run in runs if len(run.state) > which), None)
+    if given is None:
+        return None
+    zeros = given.new_zeros
+    states = [
+        run.state[which].to(given) if len(run.state) > which else zeros(given.shape[0], len(run.inputs), given.shape[2])
+        for run in runs
+    ]
+    return torch.cat(states, dim=1)

@@ -1,0 +1,330 @@
+"""The records that pass between the stages: plain, frozen, one a stage.
+
+Axis order is the same everywhere: ``(stimulus, cell, time)``, time last. Time is in steps,
+frequency in cycles per step, phase in radians with a lag positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+from torch import Tensor
+
+Kind = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
+Mode = Literal["coupled", "alone"]
+
+GATES: Mapping[str, tuple[str, ...]] = {
+    "lstm": ("input", "forget", "candidate", "output"),
+    "gru": ("reset", "update", "candidate"),
+    "rnn_tanh": ("candidate",),
+    "rnn_relu": ("candidate",),
+}
+"""The row blocks of torch's weight matrices, in torch's order."""
+
+
+class Reason(IntEnum):
+    """Why a value is NaN; ``DEFINED`` where it is not."""
+
+    DEFINED = 0
+    SILENT = 1
+    WASHOUT = 2
+    DRIFTING = 3
+    OSCILLATING = 4
+    OUTSIDE = 5
+    TOO_SHORT = 6
+    NONFINITE = 7
+    NO_HARMONICS = 8
+    NEVER = 9
+    NO_HELD_OUT = 10
+    NO_SUCH_GATE = 11
+
+    @property
+    def words(self) -> str:
+        """The reason as a phrase to show to people."""
+        return _REASON_WORDS[self]
+
+
+_REASON_WORDS = {
+    Reason.DEFINED: "defined",
+    Reason.SILENT: "the cell hardly moves",
+    Reason.WASHOUT: "the response returns to where it was",
+    Reason.DRIFTING: "still drifting when the horizon ends",
+    Reason.OSCILLATING: "oscillates without settling",
+    Reason.OUTSIDE: "the last sample is outside the band",
+    Reason.TOO_SHORT: "the response is too short",
+    Reason.NONFINITE: "the response is not finite",
+    Reason.NO_HARMONICS: "no harmonic lies below half a cycle per step",
+    Reason.NEVER: "never falls below the threshold",
+    Reason.NO_HELD_OUT: "no held-out data was given",
+    Reason.NO_SUCH_GATE: "this kind of layer has no such gate",
+}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The named numbers in the metrics' definitions (this project's own, measured in its guide)."""
+
+    silent: float = 1e-3
+    washout: float = 0.1
+    band: float = 0.1
+    drift: float = 0.25
+    tail_share: int = 8
+    tail_least: int = 4
+    least_amplitude: float = 1e-3
+    least_std: float = 1e-6
+    dead: float = 1e-3
+    saturated: float = 0.05
+    candidate_saturated: float = 0.95
+    unsettled: float = 1e-3
+
+
+@dataclass(frozen=True)
+class LayerKey:
+    """The name of one direction of one recurrent layer, as in torch's parameter names.
+
+    ``rnn.l0``, ``rnn.l1_reverse``; ``l0`` where the model itself is the layer; a cell module is its path.
+    """
+
+    path: str
+    index: int | None = 0
+    reverse: bool = False
+
+    def __str__(self) -> str:
+        """The name that people type and that stands in logged keys."""
+        if self.index is None:
+            return self.path or "cell"
+        suffix = f"l{self.index}{'_reverse' if self.reverse else ''}"
+        return f"{self.path}.{suffix}" if self.path else suffix
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A module that looks recurrent and is not characterized, with the reason."""
+
+    path: str
+    type_name: str
+    reason: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.path or '(the model itself)'} ({self.type_name}): {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """The weights of one direction of one layer, in torch's layout; G row blocks of H rows.
+
+    ``weight_ih (G*H, I)``, ``weight_hh (G*H, H)``, ``bias_ih`` and ``bias_hh (G*H,)``. Missing biases are
+    zeros. With a projection ``weight_hr (P, H)`` the recurrence is folded, ``weight_hh = W_hh @ weight_hr``,
+    so that a cell is always the unit before the projection.
+    """
+
+    kind: Kind
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
+    weight_hr: Tensor | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the number of cells."""
+        return self.weight_hh.shape[1]
+
+    @property
+    def input_size(self) -> int:
+        """I, the number of features that the layer reads."""
+        return self.weight_ih.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Input sequences of one layer, as it received them (or random ones in their place).
+
+    ``inputs (N, T, I)``; ``lengths (N,)`` where the layer was given packed sequences: it then ran over that many
+    steps; ``mask (N, T)`` is True for the steps that count in a statistic; ``h0`` and ``c0 (N, H)``.
+    """
+
+    inputs: Tensor
+    mask: Tensor
+    lengths: Tensor | None = None
+    h0: Tensor | None = None
+    c0: Tensor | None = None
+    source: Literal["held_out", "random_bank"] = "held_out"
+
+
+@dataclass(frozen=True, eq=False)
+class OperatingPoint:
+    """What a layer really receives: ``mean (I,)``, ``covariance (I, I)``; zero and one without data.
+
+    ``length`` is the usual number of steps of a sequence (the task's length), None without data.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    length: int | None
+    source: Literal["held_out", "default"]
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A detached copy of one layer at one moment, with its operating point.
+
+    ``outgoing (H,)``: norm of each cell's outgoing columns in the module that reads the layer, ``reader`` its name
+    (None where none was found). ``hidden_mean (H,)``: mean hidden state on the held-out sequences, at which the
+    cross-recurrence of the decoupled responses is frozen (zero without data). ``held_out_hidden (T, N, H)`` are the
+    hidden states on ``held_out``.
+    """
+
+    key: LayerKey
+    weights: LayerWeights
+    point: OperatingPoint
+    hidden_mean: Tensor
+    held_out: Sequences | None = None
+    held_out_hidden: Tensor | None = None
+    outgoing: Tensor | None = None
+    reader: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of layer."""
+        return self.weights.kind
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the number of cells."""
+        return self.weights.hidden_size
+
+
+@dataclass(frozen=True, eq=False)
+class Stimulus:
+    """A rank-1 input ``x_t = mean + signal_t * direction``: ``signal (T,)``, ``direction (I,)`` with its scale."""
+
+    name: str
+    kind: Literal["step", "sine"]
+    signal: Tensor
+    direction: Tensor
+    frequency: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """What the cells did: ``hidden (S, H, T)``, and on request ``cell`` and ``gates[name]`` of the same shape.
+
+    ``baseline (H,)`` is the hidden state before the stimulus, ``settled (H,)`` whether it was at rest (both None for
+    sequences). ``mask (S, T)`` marks the steps that count, for sequences.
+    """
+
+    key: LayerKey
+    kind: Kind
+    mode: Mode
+    hidden: Tensor
+    stimuli: tuple[Stimulus, ...] = ()
+    baseline: Tensor | None = None
+    settled: Tensor | None = None
+    mask: Tensor | None = None
+    source: Literal["held_out", "random_bank"] | None = None
+    cell: Tensor | None = None
+    gates: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """One metric of one layer: ``values (S, H)`` with ``reasons (S, H)``, and one value a cell, ``cells (H,)``.
+
+    ``labels`` names the S rows (stimuli; for the cut-off frequency and held-out statistics there is one row).
+    ``cells`` is the summary over the rows that `lstm_monitor.metrics.catalog` states for the metric.
+    """
+
+    group: str
+    name: str
+    values: Tensor
+    reasons: Tensor
+    labels: tuple[str, ...]
+    cells: Tensor
+
+    @property
+    def path(self) -> str:
+        """``group/name``, as in logged keys."""
+        return f"{self.group}/{self.name}"
+
+    def why_nan(self, cell: int) -> str:
+        """The reasons of the undefined values of one cell, in words; empty if every value is defined."""
+        codes = {int(code) for code in self.reasons[:, cell]} - {0}
+        return "; ".join(Reason(code).words for code in sorted(codes))
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """All metrics of one layer, by ``group/name``."""
+
+    key: LayerKey
+    items: tuple[Metric, ...]
+
+    def __getitem__(self, path: str) -> Metric:
+        """The metric ``group/name``; KeyError with what there is."""
+        for item in self.items:
+            if item.path == path:
+                return item
+        raise KeyError(f"no metric {path!r} of {self.key}; there are {', '.join(self.paths())}")
+
+    def __contains__(self, path: str) -> bool:
+        """Whether this metric was measured."""
+        return path in self.paths()
+
+    def paths(self) -> tuple[str, ...]:
+        """Every ``group/name``."""
+        return tuple(item.path for item in self.items)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Cells of one layer in descending order: ``order (H,)`` of ``scores (H,)``, undefined ones last.
+
+    ``name`` is what was asked for or, for "auto", what was used; ``words`` says it in a sentence.
+    """
+
+    key: LayerKey
+    name: str
+    words: str
+    scores: Tensor
+    order: Tensor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two rankings of the same cells agree: Kendall's tau-b and the shared part of their top tenths."""
+
+    tau: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one metric's distribution over the cells moved since an earlier report.
+
+    ``distance``: Wasserstein distance over the pooled p90 - p10 (NaN if fewer than two cells are defined in either,
+    or the spread is 0 while the distributions differ); ``quantiles``: p10, p50, p90 now; ``earlier``: then.
+    """
+
+    metric: str
+    distance: float
+    quantiles: tuple[float, float, float]
+    earlier: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What is fixed at a layer's first check, so that all its checks can be compared."""
+
+    point: OperatingPoint
+    steps: tuple[Stimulus, ...]
+    sines: tuple[Stimulus, ...]
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a step response."""
+        return self.steps[0].signal.shape[0]

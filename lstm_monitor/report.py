@@ -1,0 +1,158 @@
+"""The report of one check, with plain host values; the only place where logged keys are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from lstm_monitor import figures
+from lstm_monitor.distributions import Values, finite, quantiles
+from lstm_monitor.layer_report import LayerReport
+from lstm_monitor.metrics.catalog import CATALOG, DRIFTING
+from lstm_monitor.records import Drift, Metric
+from lstm_monitor.tables import layer_table, page, summary_lines
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+PREFIX = "lstm_monitor"
+
+
+def key(layer: str, group: str, metric: str, statistic: str | None = None) -> str:
+    """``lstm_monitor/<layer>/<group>/<metric>/<statistic>``: every logged key is made here."""
+    return "/".join(part for part in (PREFIX, layer, group, metric, statistic) if part is not None)
+
+
+def run_key(name: str) -> str:
+    """A key of the run's own, ``lstm_monitor/_run/<name>``."""
+    return f"{PREFIX}/_run/{name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """One check of all layers: plain values on the host.
+
+    ``step`` and ``epoch`` are those of the training (None in a notebook), ``cost`` the monitoring's share of the
+    training time so far, ``checks`` how many were made, ``skipped`` what looks recurrent and is not supported.
+    """
+
+    layers: tuple[LayerReport, ...]
+    step: int | None = None
+    epoch: int | None = None
+    cost: float | None = None
+    checks: int = 1
+    skipped: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, layer: str) -> LayerReport:
+        """The report of a layer by its name, such as ``rnn.l0``; KeyError with the names there are."""
+        for item in self.layers:
+            if str(item.key) == layer:
+                return item
+        raise KeyError(f"no layer {layer!r}; there are {', '.join(str(item.key) for item in self.layers)}")
+
+    def scalars(self) -> dict[str, float]:
+        """Every logged scalar by its key; only finite values."""
+        pairs = {name: value for layer in self.layers for name, value in _layer_scalars(layer)}
+        pairs[run_key("checks")] = float(self.checks)
+        if self.cost is not None:
+            pairs[run_key("cost")] = self.cost
+        return {name: value for name, value in pairs.items() if math.isfinite(value)}
+
+    def histograms(self) -> dict[str, Values]:
+        """The finite values over the cells by key, ascending; times and amplitudes as log10 (``cells_log10``)."""
+        pairs = (pair for layer in self.layers for pair in _layer_histograms(layer))
+        return {name: values for name, values in pairs if len(values) > 0}
+
+    def pictures(self) -> dict[str, Figure]:
+        """Single-panel pictures by key, drawn now: step responses, Bode picture, ranking over training."""
+        drawn = {}
+        for layer in self.layers:
+            for name, figure in figures.pictures(layer, self.step).items():
+                drawn[key(str(layer.key), "pictures", name)] = figure
+        return drawn
+
+    def drift_from(self, earlier: Report) -> dict[str, tuple[Drift, ...]]:
+        """The drift of every metric since an earlier report, by layer."""
+        from lstm_monitor.drift import compare
+
+        then = {str(layer.key): layer for layer in earlier.layers}
+        return {
+            str(layer.key): compare(layer.metrics, then[str(layer.key)].metrics)
+            for layer in self.layers
+            if str(layer.key) in then
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a cell, one column a metric (``group/name``), with its layer, rank and score."""
+        import pandas as pd
+
+        return pd.concat([pd.DataFrame(layer_table(layer)) for layer in self.layers], ignore_index=True)
+
+    def plot(self) -> Figure:
+        """One picture of all layers: step responses, Bode picture and time scales, a row a layer."""
+        return figures.overview(self.layers)
+
+    def __repr__(self) -> str:
+        """A few lines for people: layers, time scales, the most and least responsive cells, what is undefined."""
+        return "\n".join(summary_lines(self.layers, self.skipped))
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook, with the picture."""
+        return page(repr(self), figures.as_png(self.plot()))
+
+
+def _layer_scalars(layer: LayerReport) -> Iterator[tuple[str, float]]:
+    name = str(layer.key)
+    for item in layer.metrics.items:
+        for statistic, value in _statistics(item):
+            yield key(name, item.group, item.name, statistic), value
+    for group, metric, count in layer.counts():
+        yield key(name, group, metric, "count"), float(count)
+    for statistic, agreement in (("previous", layer.previous), ("first", layer.first)):
+        if agreement is not None:
+            yield key(name, "ranking", "tau", statistic), agreement.tau
+            yield key(name, "ranking", "top_overlap", statistic), agreement.overlap
+    for drift in layer.drift:
+        if drift.metric in DRIFTING:
+            yield key(name, "drift", CATALOG[drift.metric].name, "previous"), drift.distance
+
+
+def _statistics(item: Metric) -> Iterator[tuple[str, float]]:
+    shown = CATALOG[item.path].statistics
+    if shown == "table":
+        return
+    for statistic, value in zip(("p10", "p50", "p90"), quantiles(finite(item.cells)), strict=True):
+        if shown != "median" or statistic == "p50":
+            yield statistic, value
+
+
+def _layer_histograms(layer: LayerReport) -> Iterator[tuple[str, Values]]:
+    for item in layer.metrics.items:
+        spec = CATALOG[item.path]
+        if spec.statistics == "full":
+            values = finite(item.cells)
+            ending = "cells_log10" if spec.log else "cells"
+            yield key(str(layer.key), item.group, item.name, ending), _log10(values, spec.unit) if spec.log else values
+
+
+def _log10(values: Values, unit: str) -> Values:
+    """log10, with times under one step drawn at one step and amplitudes under 1e-6 at 1e-6."""
+    return np.log10(np.maximum(values, 1.0 if unit == "steps" else 1e-6))
+
+
+def layer_keys(layer: LayerReport) -> list[str]:
+    """Every key of a layer: scalars, histograms and pictures."""
+    report: Any = Report((layer,))
+    return [*report.scalars(), *report.histograms(), *(key(str(layer.key), "pictures", p) for p in figures.PICTURES)]
+
+
+def median(cells: Tensor) -> float:
+    """The median of the finite values; NaN if there are none."""
+    return quantiles(finite(cells))[1]

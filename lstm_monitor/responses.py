@@ -1,0 +1,180 @@
+"""Run stimuli through a snapshot, coupled (the layer as trained) or alone (every cell by itself)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lstm_monitor.errors import choose
+from lstm_monitor.kernels.alone import decouple, run_alone
+from lstm_monitor.kernels.fused import State, run_fused, zero_state
+from lstm_monitor.kernels.gates import cell_of, gates_of
+from lstm_monitor.records import LayerWeights, Mode, Response, Sequences, Snapshot, Stimulus, Thresholds
+from lstm_monitor.snapshots import start_of
+
+BATCH = 16
+SETTLE_CHUNK = 64
+SETTLE_MOST = 256
+SETTLE_TAIL = 8
+
+
+def respond(
+    snapshot: Snapshot,
+    stimuli: Sequence[Stimulus] | Sequences,
+    mode: Mode = "coupled",
+    *,
+    record: Sequence[str] = (),
+    thresholds: Thresholds | None = None,
+) -> Response:
+    """Every cell's response to every stimulus, from rest at the operating point; or to sequences.
+
+    Args:
+        snapshot: the layer.
+        stimuli: stimuli of one horizon T, or `Sequences` (held-out or random ones), which start in their own state.
+        mode: "coupled" is the layer as trained. "alone" keeps each cell's own recurrence, and freezes what it
+            receives from the other cells at their held-out mean (zero without data).
+        record: also keep "cell" (the cell state, LSTM only) and "gates".
+        thresholds: when a baseline counts as unsettled.
+
+    Returns:
+        ``hidden (S, H, T)``; with a projection the units before it.
+
+    Raises:
+        ValueError: horizons that differ, an unknown `mode` or `record`, the cell state of a layer that has none.
+    """
+    choose("mode", mode, ("coupled", "alone"))
+    for name in record:
+        choose("record", name, ("cell", "gates"))
+    if "cell" in record and snapshot.kind != "lstm":
+        raise ValueError(f"record='cell' asks for a cell state, which a {snapshot.kind} layer ({snapshot.key}) has not")
+    weights = snapshot.weights if mode == "coupled" else decouple(snapshot.weights, snapshot.hidden_mean)
+    with torch.no_grad():
+        if isinstance(stimuli, Sequences):
+            return _respond_to_sequences(snapshot, weights, stimuli, mode, record)
+        return _respond_to_stimuli(snapshot, weights, tuple(stimuli), mode, record, thresholds or Thresholds())
+
+
+def _respond_to_sequences(
+    snapshot: Snapshot, weights: LayerWeights, sequences: Sequences, mode: Mode, record: Sequence[str]
+) -> Response:
+    inputs = sequences.inputs.transpose(0, 1)
+    start = start_of(weights, sequences)
+    known = mode == "coupled" and sequences is snapshot.held_out
+    hidden = snapshot.held_out_hidden if known else None
+    if hidden is None:
+        hidden, _ = _engine(mode)(weights, inputs, start)
+    cell, gates = _traces(weights, inputs, hidden, start, record)
+    return Response(
+        snapshot.key,
+        snapshot.kind,
+        mode,
+        _axes(hidden),
+        mask=sequences.mask,
+        source=sequences.source,
+        cell=cell,
+        gates=gates,
+    )
+
+
+def _respond_to_stimuli(
+    snapshot: Snapshot,
+    weights: LayerWeights,
+    stimuli: tuple[Stimulus, ...],
+    mode: Mode,
+    record: Sequence[str],
+    thresholds: Thresholds,
+) -> Response:
+    _check_horizons(stimuli)
+    coded = shift_to(weights, snapshot.point.mean)
+    rest, settled = _settle(coded, mode, thresholds)
+    parts = [
+        _respond_to_batch(coded, stimuli[start : start + BATCH], rest, mode, record)
+        for start in range(0, len(stimuli), BATCH)
+    ]
+    traces = {name: torch.cat([part[name] for part in parts]) if parts[1:] else parts[0][name] for name in parts[0]}
+    return Response(
+        snapshot.key,
+        snapshot.kind,
+        mode,
+        traces.pop("hidden"),
+        stimuli,
+        baseline=rest[0][0],
+        settled=settled,
+        cell=traces.pop("cell", None),
+        gates=traces,
+    )
+
+
+def _respond_to_batch(
+    weights: LayerWeights, stimuli: tuple[Stimulus, ...], rest: State, mode: Mode, record: Sequence[str]
+) -> dict[str, Tensor]:
+    compact, inputs = _compact(weights, stimuli)
+    start = tuple(part.expand(len(stimuli), -1) for part in rest)
+    hidden, _ = _engine(mode)(compact, inputs, start)
+    cell, gates = _traces(compact, inputs, hidden, start, record)
+    traces = {"hidden": _axes(hidden), **gates}
+    return traces if cell is None else {**traces, "cell": cell}
+
+
+def _engine(mode: Mode):  # type: ignore[no-untyped-def]  # the signature of run_fused
+    return run_fused if mode == "coupled" else run_alone
+
+
+def shift_to(weights: LayerWeights, mean: Tensor) -> LayerWeights:
+    """The same layer for inputs counted from `mean`: the constant goes into the bias."""
+    return replace(weights, bias_ih=weights.bias_ih + weights.weight_ih @ mean)
+
+
+def _compact(weights: LayerWeights, stimuli: tuple[Stimulus, ...]) -> tuple[LayerWeights, Tensor]:
+    """Rank-1 inputs in their own few coordinates: ``W_ih (signal * direction) = signal * (W_ih direction)``, exact."""
+    directions: list[Tensor] = []
+    inputs = stimuli[0].signal.new_zeros(len(stimuli[0].signal), len(stimuli), len(stimuli))
+    for s, stimulus in enumerate(stimuli):
+        d = next((k for k, known in enumerate(directions) if torch.equal(known, stimulus.direction)), len(directions))
+        directions += [stimulus.direction] if d == len(directions) else []
+        inputs[:, s, d] = stimulus.signal
+    compact = replace(weights, weight_ih=weights.weight_ih @ torch.stack(directions, dim=1))
+    return compact, inputs[..., : len(directions)].contiguous()
+
+
+def _settle(weights: LayerWeights, mode: Mode, thresholds: Thresholds) -> tuple[State, Tensor]:
+    """The state ``(1, H)`` after up to 256 steps without stimulus, and whether each cell ``(H,)`` is at rest."""
+    still = replace(weights, weight_ih=torch.zeros_like(weights.weight_ih[:, :1]))
+    inputs = still.weight_ih.new_zeros(SETTLE_CHUNK, 1, 1)
+    state = zero_state(weights, 1)
+    settled = torch.zeros(weights.hidden_size, dtype=torch.bool)
+    for _ in range(SETTLE_MOST // SETTLE_CHUNK):
+        hidden, state = _engine(mode)(still, inputs, state)
+        tail = hidden[-SETTLE_TAIL:, 0]
+        settled = tail.amax(0) - tail.amin(0) <= thresholds.unsettled
+        if bool(settled.all()):
+            break
+    return state, settled
+
+
+def _traces(
+    weights: LayerWeights, inputs: Tensor, hidden: Tensor, start: State, record: Sequence[str]
+) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+    """The cell state and the gates, where they are to be recorded."""
+    if not record:
+        return None, {}
+    gates = gates_of(weights, inputs, hidden, start[0])
+    cell = _axes(cell_of(gates, start[1])) if "cell" in record else None
+    return cell, {name: _axes(gate) for name, gate in gates.items()} if "gates" in record else {}
+
+
+def _axes(trace: Tensor) -> Tensor:
+    """``(T, S, H)`` as ``(S, H, T)``, a view."""
+    return trace.permute(1, 2, 0)
+
+
+def _check_horizons(stimuli: tuple[Stimulus, ...]) -> None:
+    horizons = {len(stimulus.signal) for stimulus in stimuli}
+    if len(horizons) != 1:
+        raise ValueError(
+            f"stimuli have horizons {sorted(horizons)}; give at least one stimulus, all of one horizon: steps and "
+            "sines of different lengths are two calls of respond()"
+        )

@@ -1,0 +1,201 @@
+"""Snapshots: detached copies of layers, and the operating point at which they are probed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lstm_monitor.heldout import Forward, record_held_out
+from lstm_monitor.kernels.fused import State, run_fused, zero_state
+from lstm_monitor.layers import Layer, Layers, find_layers
+from lstm_monitor.readers import outgoing_norms
+from lstm_monitor.recordings import Recording
+from lstm_monitor.records import LayerKey, LayerWeights, OperatingPoint, Sequences, Snapshot
+from lstm_monitor.undisturbed import undisturbed
+
+
+def snapshot(
+    model: nn.Module,
+    held_out: Any = None,
+    *,
+    layers: str | Sequence[str] | Layers = "*",
+    forward: Forward | None = None,
+    lengths: Any = None,
+    mask: Any = None,
+    recordings: Mapping[nn.Module, Recording] | None = None,
+) -> tuple[Snapshot, ...]:
+    """Copy every recurrent layer of `model` at this moment, on its device, without any change to the model.
+
+    Args:
+        model: any torch module.
+        held_out: data to run the model on; see `characterize`. Without it, the operating point is zero and one.
+        layers: glob or globs over layer names, or what `find_layers` returned.
+        forward: called as ``forward(model, batch)`` instead of the model itself.
+        lengths: (N,) steps of each held-out sequence that are no padding.
+        mask: (N, T) True for the steps that count.
+        recordings: what the modules received, where it was recorded already; `held_out` is then not used.
+
+    Returns:
+        One snapshot a layer and direction: float32 (float64 kept), detached, the projection folded into the
+        recurrence; a reverse direction's sequences are in the order in which it reads them.
+
+    Raises:
+        ValueError: weights that are NaN or infinite; held-out data that the model cannot be run on.
+    """
+    found = layers if isinstance(layers, Layers) else find_layers(model, layers)
+    with undisturbed(model):
+        if recordings is None:
+            recordings = {}
+            if held_out is not None:
+                recordings = record_held_out(model, found, held_out, forward=forward, lengths=lengths, mask=mask)
+        modules = list(dict.fromkeys(layer.module for layer in found))
+        snaps = {snap.key: snap for m in modules for snap in _snap_module(model, m, found, recordings.get(m))}
+    return tuple(snaps[layer.key] for layer in found)
+
+
+def _snap_module(model: nn.Module, module: nn.Module, found: Layers, recording: Recording | None) -> Iterator[Snapshot]:
+    """Every direction of every layer of one module, the inputs of a layer being the outputs of the one below."""
+    wanted = {layer.key for layer in found}
+    stages = _stages(module, found)
+    for stage in stages:
+        snaps = [_snap(layer, recording, model) for layer in stage]
+        yield from (snap for snap in snaps if snap.key in wanted)
+        if recording is not None and stage is not stages[-1]:
+            recording = replace(recording, inputs=torch.cat([_outputs(snap) for snap in snaps], dim=-1))
+
+
+def _stages(module: nn.Module, found: Layers) -> list[list[Layer]]:
+    sample = next(layer for layer in found if layer.module is module)
+    if sample.is_cell:
+        return [[sample]]
+    assert isinstance(module, nn.RNNBase)
+    directions = (False, True)[: 1 + module.bidirectional]
+    path = sample.key.path
+    return [
+        [Layer(LayerKey(path, index, reverse), sample.kind, module) for reverse in directions]
+        for index in range(module.num_layers)
+    ]
+
+
+def _snap(layer: Layer, recording: Recording | None, model: nn.Module) -> Snapshot:
+    weights = freeze(layer)
+    held_out = None if recording is None else _sequences(layer, weights, recording)
+    hidden = None if held_out is None else run_sequences(weights, held_out)
+    outgoing, reader = outgoing_norms(model, layer, weights)
+    return Snapshot(
+        key=layer.key,
+        weights=weights,
+        point=_default_point(weights) if held_out is None else operating_point(held_out),
+        hidden_mean=weights.weight_hh.new_zeros(weights.hidden_size) if hidden is None else _mean(hidden, held_out),
+        held_out=held_out,
+        held_out_hidden=hidden,
+        outgoing=outgoing,
+        reader=reader,
+    )
+
+
+def freeze(layer: Layer) -> LayerWeights:
+    """A detached float32 (float64 kept) copy of a layer's weights, the projection folded into the recurrence.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+    """
+    live = layer.weights()
+    dtype = torch.float64 if live.weight_ih.dtype == torch.float64 else torch.float32
+    copies = {}
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
+        tensor: Tensor | None = getattr(live, name)
+        if tensor is not None:
+            _check_finite(layer, name, tensor)
+            copies[name] = tensor.detach().to(dtype, copy=True)
+    if "weight_hr" in copies:
+        copies["weight_hh"] = copies["weight_hh"] @ copies["weight_hr"]
+    return LayerWeights(live.kind, **copies)
+
+
+def _check_finite(layer: Layer, name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(
+            f"{layer.key}: {bad} of {tensor.numel()} values of {name}{layer.suffix} are NaN or infinite; "
+            "the network has diverged, so its cells have no response"
+        )
+
+
+def _sequences(layer: Layer, weights: LayerWeights, recording: Recording) -> Sequences:
+    inputs = recording.inputs.to(weights.weight_ih)
+    index = 0 if layer.is_cell else 2 * (layer.key.index or 0) + layer.key.reverse
+    if isinstance(layer.module, nn.RNNBase) and not layer.module.bidirectional:
+        index = layer.key.index or 0
+    h0 = None if recording.h0 is None else unproject(weights, recording.h0[index].to(weights.weight_ih))
+    c0 = None if recording.c0 is None else recording.c0[index].to(weights.weight_ih)
+    mask = recording.mask.to(inputs.device)
+    if layer.key.reverse:
+        inputs, mask = _flip(inputs, recording.lengths), _flip(mask, recording.lengths)
+    return Sequences(inputs, mask, recording.lengths, h0, c0)
+
+
+def unproject(weights: LayerWeights, h0: Tensor) -> Tensor:
+    """A state ``(N, H)`` of the cells that the projection maps to ``h0 (N, P)``; `h0` itself without projection."""
+    if weights.weight_hr is None:
+        return h0
+    return h0 @ torch.linalg.pinv(weights.weight_hr).T
+
+
+def _flip(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """``values (N, T, ...)`` reversed in time, each sequence within its own length."""
+    if lengths is None:
+        return values.flip(1)
+    steps = torch.arange(values.shape[1], device=values.device)
+    ends = lengths.to(values.device)[:, None]
+    index = torch.where(steps < ends, ends - 1 - steps, steps)
+    return values[torch.arange(len(values), device=values.device)[:, None], index]
+
+
+def start_of(weights: LayerWeights, sequences: Sequences) -> State:
+    """The state in which the sequences start: their own, or zeros."""
+    zeros = zero_state(weights, len(sequences.inputs))
+    given = (sequences.h0, sequences.c0)
+    return tuple(zero if state is None else state for zero, state in zip(zeros, given, strict=False))
+
+
+def run_sequences(weights: LayerWeights, sequences: Sequences) -> Tensor:
+    """The hidden states ``(T, N, H)`` on sequences; beyond a sequence's length they mean nothing."""
+    hidden, _ = run_fused(weights, sequences.inputs.transpose(0, 1), start_of(weights, sequences))
+    return hidden
+
+
+def _outputs(snap: Snapshot) -> Tensor:
+    """What the layer hands on, ``(N, T, H or P)``, in the order of the original time."""
+    assert snap.held_out is not None
+    assert snap.held_out_hidden is not None
+    outputs = snap.held_out_hidden.transpose(0, 1)
+    if snap.weights.weight_hr is not None:
+        outputs = outputs @ snap.weights.weight_hr.T
+    return _flip(outputs, snap.held_out.lengths) if snap.key.reverse else outputs
+
+
+def operating_point(sequences: Sequences) -> OperatingPoint:
+    """Mean ``(I,)`` and covariance ``(I, I)`` over the steps that count."""
+    samples = sequences.inputs[sequences.mask]
+    if len(samples) == 0:
+        raise ValueError("mask (from mask= or lengths=) leaves no step of the held-out data to count")
+    mean = samples.mean(0)
+    centred = samples - mean
+    length = int(sequences.mask.sum(1).max())
+    return OperatingPoint(mean, centred.T @ centred / len(samples), length, "held_out")
+
+
+def _default_point(weights: LayerWeights) -> OperatingPoint:
+    size = weights.input_size
+    like = weights.weight_ih
+    return OperatingPoint(like.new_zeros(size), torch.eye(size, dtype=like.dtype, device=like.device), None, "default")
+
+
+def _mean(hidden: Tensor, held_out: Sequences | None) -> Tensor:
+    assert held_out is not None
+    return hidden.transpose(0, 1)[held_out.mask].mean(0)

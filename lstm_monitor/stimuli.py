@@ -1,0 +1,167 @@
+"""Stimuli: steps, sines and random sequences around a layer's operating point."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lstm_monitor.records import OperatingPoint, Sequences, Snapshot, Stimulus
+
+PERIODS = (64, 32, 16, 8, 4)
+MAX_FEATURES = 5
+LEAST_HORIZON = 64
+
+
+def step(direction: Tensor, *, steps: int = 200, amplitude: float = 1.0, name: str = "step") -> Stimulus:
+    """A step at t = 0 from the operating point: ``mean + amplitude * direction`` for `steps` steps.
+
+    Args:
+        direction: (I,) change of each feature at amplitude 1, its scale included.
+        steps: the horizon T.
+        amplitude: factor of `direction`, may be negative.
+        name: label in tables and pictures.
+
+    Raises:
+        ValueError: `steps` is under 8, too few for any metric.
+    """
+    if steps < 8:
+        raise ValueError(f"steps={steps} is too short a horizon for a step response; allowed: 8 and more")
+    return Stimulus(name, "step", direction.new_full((steps,), amplitude), direction)
+
+
+def sinusoid(
+    direction: Tensor, frequency: float, *, steps: int = 256, amplitude: float = 1.0, name: str | None = None
+) -> Stimulus:
+    """A sine around the operating point: ``mean + amplitude * direction * sin(2 pi frequency t)``.
+
+    Args:
+        direction: (I,) change of each feature at amplitude 1, its scale included.
+        frequency: cycles per step, 0 < frequency < 0.5.
+        steps: the horizon T; its second half must hold one whole period.
+        amplitude: factor of `direction`.
+        name: label in tables and pictures.
+
+    Raises:
+        ValueError: `frequency` outside its range, or a horizon too short for a period.
+    """
+    check_frequency(frequency)
+    if steps - steps // 2 < 1 / frequency:
+        raise ValueError(
+            f"steps={steps} is too short a horizon for a period of {1 / frequency:g} steps: its second half must hold "
+            f"one; give steps={2 * math.ceil(1 / frequency)} or more, or a higher frequency"
+        )
+    t = torch.arange(steps, dtype=torch.float64, device=direction.device)
+    signal = amplitude * torch.sin(2 * math.pi * frequency * t)
+    return Stimulus(name or f"period {1 / frequency:g}", "sine", signal.to(direction.dtype), direction, frequency)
+
+
+def check_frequency(frequency: float) -> None:
+    """Raise ValueError unless 0 < frequency < 0.5."""
+    if not 0 < frequency < 0.5:
+        raise ValueError(
+            f"frequency={frequency!r} is outside 0 < frequency < 0.5 cycles per step; a period of P steps is 1 / P"
+        )
+
+
+def default_stimuli(snapshot: Snapshot, steps: int | None = None) -> tuple[Stimulus, ...]:
+    """About 16 stimuli: steps of both signs in up to 5 directions, and sines of five periods in the principal one.
+
+    Up to 5 features are stepped one at a time; beyond that the first 5 principal directions of the held-out inputs,
+    without data the first right singular vectors of ``W_ih``. The amplitude is one standard deviation.
+
+    Args:
+        snapshot: the layer, with its operating point.
+        steps: the horizon of the steps, by default the task's length, at least 64. Sines run at least 128 steps.
+    """
+    horizon = default_horizon(snapshot.point) if steps is None else steps
+    names = ("+", 1.0), ("-", -1.0)
+    steps_ = [
+        step(direction, steps=horizon, amplitude=sign, name=f"{name} {mark}1 sd")
+        for name, direction in directions(snapshot)
+        for mark, sign in names
+    ]
+    _, main = _principal(snapshot, 1)[0]
+    sine_steps = max(horizon, 2 * max(PERIODS))
+    return (*steps_, *(sinusoid(main, 1 / period, steps=sine_steps) for period in PERIODS))
+
+
+def default_horizon(point: OperatingPoint) -> int:
+    """The task's length, at least 64, at most 1,024 steps."""
+    return min(max(LEAST_HORIZON, point.length or 0), 1024)
+
+
+def directions(snapshot: Snapshot, most: int = MAX_FEATURES) -> list[tuple[str, Tensor]]:
+    """Named directions ``(I,)`` of one standard deviation each: single features if there are at most `most`.
+
+    Features that never move in the held-out data are left out, unless none moves.
+    """
+    point = snapshot.point
+    size = point.mean.shape[0]
+    if size > most:
+        return _principal(snapshot, most)
+    scale = point.covariance.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(scale > 1e-9, scale, torch.zeros_like(scale))
+    if not bool(scale.any()):
+        scale = torch.ones_like(scale)
+    return [(f"feature {j}", torch.diag(scale)[j]) for j in range(size) if scale[j] > 0]
+
+
+def _principal(snapshot: Snapshot, count: int) -> list[tuple[str, Tensor]]:
+    point = snapshot.point
+    if point.source == "default":
+        vectors = torch.linalg.svd(snapshot.weights.weight_ih, full_matrices=False).Vh[:count]
+        return [(f"singular direction {k + 1}", _signed(v)) for k, v in enumerate(vectors)]
+    values, columns = torch.linalg.eigh(point.covariance)
+    order = values.argsort(descending=True)[:count]
+    scales = values[order].clamp(min=0).sqrt()
+    if not bool(scales[0] > 1e-9):
+        scales = torch.ones_like(scales)
+    named = [(f"principal direction {k + 1}", scales[k] * _signed(columns[:, i])) for k, i in enumerate(order)]
+    return [item for k, item in enumerate(named) if scales[k] > 1e-9 * scales[0]]
+
+
+def _signed(vector: Tensor) -> Tensor:
+    """The vector with its largest component positive: the sign of an eigenvector is arbitrary."""
+    return vector * torch.sign(vector[vector.abs().argmax()])
+
+
+def random_bank(point: OperatingPoint, *, count: int = 48, steps: int | None = None, seed: int = 0) -> Sequences:
+    """Random sequences with the operating point's mean and covariance: noise, sines and steps, a third each.
+
+    Sines have a random direction, frequency and phase; steps a random direction and time. Drawn on the CPU from a
+    generator of their own, so no global random state moves.
+
+    Args:
+        point: mean and covariance of the layer's inputs.
+        count: number of sequences N.
+        steps: T, by default the task's length, at least 64 without data, at most 256.
+        seed: of the generator.
+    """
+    length = min(steps or point.length or LEAST_HORIZON, 256)
+    generator = torch.Generator().manual_seed(seed)
+    size = point.mean.shape[0]
+    third = count // 3
+    time = torch.arange(length, dtype=torch.float64)
+    noise = torch.randn(count - 2 * third, length, size, generator=generator, dtype=torch.float64)
+    frequency = 0.5 ** (1 + 5 * _uniform(third, generator))
+    phase = 2 * math.pi * _uniform(third, generator)
+    sines = math.sqrt(2) * torch.sin(2 * math.pi * frequency * time + phase)
+    starts = (length * _uniform(third, generator)).floor()
+    steps_ = torch.where(time >= starts, 1.0, -1.0)
+    one_way = torch.cat([sines, steps_])[..., None] * torch.randn(
+        2 * third, 1, size, generator=generator, dtype=torch.float64
+    )
+    white = torch.cat([noise, one_way]).to(point.mean)
+    inputs = point.mean + white @ _square_root(point.covariance)
+    return Sequences(inputs, torch.ones_like(inputs[..., 0], dtype=torch.bool), source="random_bank")
+
+
+def _uniform(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, 1, generator=generator, dtype=torch.float64)
+
+
+def _square_root(covariance: Tensor) -> Tensor:
+    values, columns = torch.linalg.eigh(covariance)
+    return (columns * values.clamp(min=0).sqrt()) @ columns.T
