@@ -18,7 +18,7 @@ from lstm_monitor.metrics.measuring import flagged, measure, not_measured
 from lstm_monitor.ranking import check_ranking_name, rank
 from lstm_monitor.records import LayerKey, Metrics, Mode, Probe, Response, Snapshot, Stimulus, Thresholds
 from lstm_monitor.report import Report
-from lstm_monitor.responses import respond
+from lstm_monitor.responses import respond, settle
 from lstm_monitor.snapshots import snapshot
 from lstm_monitor.stimuli import default_horizon, default_stimuli
 from lstm_monitor.undisturbed import undisturbed
@@ -27,7 +27,7 @@ MAX_HORIZON = 1024
 FLAGGED_SHARE = 0.05
 
 
-def characterize(
+def characterize(  # noqa: PLR0913  # one argument for each thing that a user may choose
     model: nn.Module,
     held_out: Any = None,
     *,
@@ -36,6 +36,7 @@ def characterize(
     forward: Forward | None = None,
     lengths: Any = None,
     mask: Any = None,
+    horizon: int | None = None,
     thresholds: Thresholds | None = None,
 ) -> Report:
     """Measure and rank every recurrent cell of a module, without any trainer and without changing the module.
@@ -50,6 +51,8 @@ def characterize(
         forward: called as ``forward(model, batch)`` where the model takes its batch in another way.
         lengths: (N,) steps of each sequence that are no padding; a list of such for a list of batches.
         mask: (N, T) True for the steps that count; a list of such for a list of batches.
+        horizon: steps of the step responses, at least 8. By default the task's length (at least 64), doubled until at
+            most 5% of the cells still drift or oscillate at the end, at most 1,024.
         thresholds: the named numbers in the metrics' definitions.
 
     Returns:
@@ -67,20 +70,25 @@ def characterize(
         8
     """
     check_ranking_name(rank_by)
+    check_horizon(horizon)
     found = find_layers(model, layers)
     snaps = snapshot(model, held_out, layers=found, forward=forward, lengths=lengths, mask=mask)
-    results = examine(snaps, {}, rank_by, thresholds or Thresholds())
+    results = examine(snaps, {}, rank_by, thresholds or Thresholds(), check_horizon(horizon))
     return Report(tuple(report for report, _ in results), skipped=tuple(map(str, found.skipped)), versions=versions())
 
 
 def examine(
-    snaps: Sequence[Snapshot], probes: Mapping[LayerKey, Probe], rank_by: str, thresholds: Thresholds
+    snaps: Sequence[Snapshot],
+    probes: Mapping[LayerKey, Probe],
+    rank_by: str,
+    thresholds: Thresholds,
+    horizon: int | None = None,
 ) -> tuple[tuple[LayerReport, Probe], ...]:
     """The report of each layer, on the host, with the probe used: the one given for it, or a new one."""
     with undisturbed():
         pairs = []
         for snap in snaps:
-            probe = probes.get(snap.key) or design_probe(snap, thresholds)
+            probe = probes.get(snap.key) or design_probe(snap, thresholds, horizon)
             pairs.append((_examine(replace(snap, point=probe.point), probe, rank_by, thresholds), probe))
         return to_host(tuple(pairs))
 
@@ -116,26 +124,41 @@ def _probe_responses(snap: Snapshot, probe: Probe, mode: Mode, thresholds: Thres
     """The responses to steps and sines: one call where they share a horizon."""
     together = len(probe.steps[0].signal) == len(probe.sines[0].signal)
     groups: list[tuple[Stimulus, ...]] = [(*probe.steps, *probe.sines)] if together else [probe.steps, probe.sines]
-    return [respond(snap, group, mode, thresholds=thresholds) for group in groups]
+    rest = settle(snap, mode, thresholds)
+    return [respond(snap, group, mode, rest=rest) for group in groups]
 
 
 def _held_out_responses(snap: Snapshot) -> list[Response]:
     return [] if snap.held_out is None else [respond(snap, snap.held_out, record=("gates",))]
 
 
-def design_probe(snap: Snapshot, thresholds: Thresholds) -> Probe:
-    """The default stimuli at the shortest horizon at which at most 5% of the cells are flagged, up to 1,024 steps.
+def design_probe(snap: Snapshot, thresholds: Thresholds, horizon: int | None = None) -> Probe:
+    """The default stimuli over `horizon` steps, by default over as many as the cells need.
 
-    The horizon starts at the task's length (at least 64) and doubles.
+    Then the horizon starts at the task's length (at least 64) and doubles until at most 5% of the cells are flagged
+    (drifting or oscillating at the end), up to 1,024.
     """
-    horizon = default_horizon(snap.point)
-    while True:
-        stimuli = default_stimuli(snap, horizon)
-        steps = tuple(stimulus for stimulus in stimuli if stimulus.kind == "step")
-        share = float(flagged(measure(respond(snap, steps), thresholds=thresholds)).mean())
-        if share <= FLAGGED_SHARE or horizon >= MAX_HORIZON:
-            return Probe(snap.point, steps, tuple(stimulus for stimulus in stimuli if stimulus.kind == "sine"))
-        horizon = min(2 * horizon, MAX_HORIZON)
+    steps = default_horizon(snap.point) if horizon is None else horizon
+    while horizon is None and steps < MAX_HORIZON and _flagged_share(snap, steps, thresholds) > FLAGGED_SHARE:
+        steps = min(2 * steps, MAX_HORIZON)
+    stimuli = default_stimuli(snap, steps)
+    kinds = [tuple(s for s in stimuli if s.kind == kind) for kind in ("step", "sine")]
+    return Probe(snap.point, *kinds)
+
+
+def _flagged_share(snap: Snapshot, horizon: int, thresholds: Thresholds) -> float:
+    steps = [stimulus for stimulus in default_stimuli(snap, horizon) if stimulus.kind == "step"]
+    return float(flagged(measure(respond(snap, steps), thresholds=thresholds)).mean())
+
+
+def check_horizon(horizon: int | None) -> int | None:
+    """`horizon` itself; ValueError if it is too short for a step response."""
+    if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 8):
+        raise ValueError(
+            f"horizon={horizon!r} is too short or no integer; a step response takes 8 steps or more (sines always run "
+            "at least two of their longest periods), or None for as long as the cells need"
+        )
+    return horizon
 
 
 def versions() -> dict[str, str]:

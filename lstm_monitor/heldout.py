@@ -95,8 +95,10 @@ def _all_tensors(parts: Iterable[Any]) -> Iterator[Tensor]:
 
 def _to_device_of(model: nn.Module, batch: Any) -> Any:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if isinstance(batch, PackedSequence | Tensor):
-        return batch.to(device=device)
+    if isinstance(batch, PackedSequence):
+        return batch.to(device)  # type: ignore[arg-type]  # its stub knows dtypes only
+    if isinstance(batch, Tensor):
+        return batch.to(device)
     if isinstance(batch, Mapping):
         return {name: _to_device_of(model, part) for name, part in batch.items()}
     if isinstance(batch, tuple | list):

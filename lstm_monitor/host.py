@@ -15,6 +15,8 @@ R = TypeVar("R")
 def to_host(record: R) -> R:
     """The same frozen record (or tuple of records) with every tensor on the CPU: one transfer for all of them."""
     tensors = list({id(t): t for t in _tensors(record) if t.device.type != "cpu"}.values())
+    if not tensors:
+        return record
     moved = dict(zip(map(id, tensors), _move(tensors), strict=True))
     result: R = _rebuild(record, moved)
     return result

@@ -13,7 +13,7 @@ from lstm_monitor.drift import compare
 from lstm_monitor.layer_report import LayerReport, RankHistory
 from lstm_monitor.metrics.catalog import CATALOG
 from lstm_monitor.ranking import agreement
-from lstm_monitor.records import LayerKey, Metric, Metrics, OperatingPoint, Probe, Ranking, Stimulus
+from lstm_monitor.records import LayerKey, Metric, Metrics, OperatingPoint, Probe, Ranking, Snapshot, Stimulus
 
 MOST_RANKS = 64
 
@@ -59,10 +59,10 @@ def _extended(history: RankHistory, step: int, ranking: Ranking) -> RankHistory:
     return RankHistory(steps, torch.cat([history.ranks[keep], ranks_of(ranking.order)[None]]))
 
 
-def fits(memory: LayerMemory, report: LayerReport) -> bool:
-    """Whether a memory is of a layer of this shape, ranked in this way."""
-    same_inputs = len(memory.probe.point.mean) == report.input_size
-    return same_inputs and memory.first_gain.shape[1] == report.hidden_size and memory.first.name == report.ranking.name
+def fits(memory: LayerMemory, snap: Snapshot) -> bool:
+    """Whether a memory is of a layer of this size."""
+    remembered = (len(memory.probe.point.mean), memory.first_gain.shape[1])
+    return remembered == (snap.weights.input_size, snap.hidden_size)
 
 
 def to_plain(memory: LayerMemory) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lstm_monitor.characterization import examine, versions
+from lstm_monitor.characterization import check_horizon, examine, versions
 from lstm_monitor.clock import Clock
 from lstm_monitor.guard import LOG, Guard, OnError
 from lstm_monitor.heldout import Forward
@@ -17,7 +17,7 @@ from lstm_monitor.layers import find_layers
 from lstm_monitor.memory import LayerMemory, first_memory, fits, from_plain, next_memory, to_plain
 from lstm_monitor.ranking import check_ranking_name
 from lstm_monitor.recordings import Recording
-from lstm_monitor.records import LayerKey, Thresholds
+from lstm_monitor.records import Snapshot, Thresholds
 from lstm_monitor.report import Report
 from lstm_monitor.schedule import Schedule, as_schedule
 from lstm_monitor.sinks import FanOut, Sink
@@ -42,6 +42,7 @@ class LSTMMonitor:
         forward: called as ``forward(model, batch)`` where the model takes its batch in another way.
         lengths: (N,) steps of each held-out sequence that are no padding.
         mask: (N, T) True for the held-out steps that count.
+        horizon: steps of the step responses; None for as many as the cells need at the first check, see `characterize`.
         budget: share of the training time that periodic checks may take, such as 0.01; a check that is due while they
             have taken more is left out. None checks whenever one is due. The first and last check are always made.
         thresholds: the named numbers in the metrics' definitions.
@@ -64,6 +65,7 @@ class LSTMMonitor:
         forward: Forward | None = None,
         lengths: Any = None,
         mask: Any = None,
+        horizon: int | None = None,
         budget: float | None = None,
         thresholds: Thresholds | None = None,
         on_error: OnError = "warn",
@@ -72,6 +74,7 @@ class LSTMMonitor:
         self.model = model
         self.held_out, self.forward, self.lengths, self.mask = held_out, forward, lengths, mask
         self.layers, self.rank_by = layers, check_ranking_name(rank_by)
+        self.horizon = check_horizon(horizon)
         self.sinks = list(sinks)
         if every_n_epochs is None and every_n_steps is None:
             every_n_epochs = 1
@@ -121,7 +124,7 @@ class LSTMMonitor:
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> Report | None:
         """Make the last check, close the sinks, and return the last report (None if no check was made)."""
-        if self.checked_at != self.steps:
+        if self.checked_at != self.progress:
             self.check()
         self.close()
         return self.report
@@ -142,9 +145,17 @@ class LSTMMonitor:
 
     # What the hooks and the adapters share
 
+    @property
+    def progress(self) -> int:
+        """What tells one state of the weights from another: steps, or epochs where no steps are counted."""
+        return self.steps or self.epochs
+
     def due(self, schedule: Schedule | None, before: int, now: int) -> bool:
-        """Whether a check is due at any count after `before` through `now`, and the budget allows it."""
-        if schedule is None or self.guard.idle:
+        """Whether a check is due at any count after `before` through `now`, and the budget allows it.
+
+        Not twice for the same weights.
+        """
+        if schedule is None or self.guard.idle or self.checked_at == self.progress:
             return False
         is_due = False
         with self.guard.protect("The schedule"):
@@ -175,7 +186,7 @@ class LSTMMonitor:
             step, epoch = (self.steps if step is None else step), (self.epochs if epoch is None else epoch)
             report = self._report(step, epoch, recordings)
             FanOut([*self.sinks, *extra_sinks]).write(report)
-            self.report, self.checked_at = report, self.steps
+            self.report, self.checked_at = report, self.progress
         return None if self.guard.resting else self.report
 
     def _report(self, step: int, epoch: int, recordings: Mapping[nn.Module, Recording] | None) -> Report:
@@ -191,9 +202,9 @@ class LSTMMonitor:
             mask=self.mask,
             recordings=recordings,
         )
-        self._recall([snap.key for snap in snaps])
+        self._recall(snaps)
         probes = {snap.key: memory.probe for snap in snaps if (memory := self._memories.get(str(snap.key)))}
-        results = examine(snaps, probes, self.rank_by, self.thresholds)
+        results = examine(snaps, probes, self.rank_by, self.thresholds, self.horizon)
         layers = tuple(self._remember(report, probe, step) for report, probe in results)
         self.checks += 1
         return Report(layers, step, epoch, self.clock.cost(), self.checks, tuple(map(str, found.skipped)), versions())
@@ -201,18 +212,20 @@ class LSTMMonitor:
     def _remember(self, report: LayerReport, probe: Any, step: int) -> LayerReport:
         name = str(report.key)
         memory = self._memories.get(name)
-        if memory is None or not fits(memory, report):
+        if memory is None or memory.first.name != report.ranking.name:
             full, self._memories[name] = first_memory(report, probe, step)
         else:
             full, self._memories[name] = next_memory(report, memory, step)
         return full
 
-    def _recall(self, keys: Sequence[LayerKey]) -> None:
-        """Take up what a checkpoint remembered of these layers."""
-        for key in keys:
-            plain = self._restored.get(str(key))
-            if plain is not None and str(key) not in self._memories:
-                self._memories[str(key)] = from_plain(key, plain)
+    def _recall(self, snaps: Sequence[Snapshot]) -> None:
+        """Take up what a checkpoint remembered of these layers, and forget layers of another size."""
+        for snap in snaps:
+            name = str(snap.key)
+            if name in self._restored:
+                self._memories.setdefault(name, from_plain(snap.key, self._restored[name]))
+            if name in self._memories and not fits(self._memories[name], snap):
+                del self._memories[name]
         self._restored = {}
 
     def close(self) -> None:
@@ -223,13 +236,15 @@ class LSTMMonitor:
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: what is remembered of each layer, counts, and cost."""
         memories = {name: to_plain(memory) for name, memory in self._memories.items()}
-        counts = {"steps": self.steps, "epochs": self.epochs, "checks": self.checks}
+        counts: dict[str, int | None] = {"steps": self.steps, "epochs": self.epochs, "checks": self.checks}
+        counts["checked_at"] = self.checked_at
         return {"layers": memories or dict(self._restored), **counts, "clock": self.clock.plain()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: same stimuli, first and previous ranking, counts and cost."""
         self._restored = dict(state["layers"])
         self.steps, self.epochs, self.checks = state["steps"], state["epochs"], state["checks"]
+        self.checked_at = state["checked_at"]
         self.clock = Clock(**state["clock"])
 
 

@@ -59,8 +59,7 @@ def rank(snapshot: Snapshot, metrics: Metrics, by: str = "auto") -> Ranking:
 
 def ranked(snapshot: Snapshot, name: str, words: str, scores: Tensor) -> Ranking:
     """The ranking by these scores ``(H,)``."""
-    filled = torch.where(torch.isnan(scores), -torch.inf, scores)
-    return Ranking(snapshot.key, name, words, scores, filled.argsort(descending=True, stable=True))
+    return Ranking(snapshot.key, name, words, scores, (-scores).argsort(stable=True))  # ascending puts NaN last
 
 
 def _std_outgoing(snapshot: Snapshot, metrics: Metrics) -> tuple[Tensor, str]:

@@ -39,10 +39,15 @@ def _candidates(model: nn.Module, layer: Layer) -> Iterator[tuple[str, Tensor]]:
         return
     after = False
     for name, other in model.named_modules():
-        if after and isinstance(other, nn.Linear):
-            yield name, other.weight
-        elif after and isinstance(other, nn.LSTM | nn.GRU | nn.RNN):
-            yield name, other.get_parameter("weight_ih_l0")
-        elif after and isinstance(other, nn.RNNCellBase):
-            yield name, other.weight_ih
+        weight = _input_weight(other) if after else None
+        if weight is not None:
+            yield name, weight
         after = after or other is module
+
+
+def _input_weight(module: nn.Module) -> Tensor | None:
+    """The matrix by which a linear or recurrent module reads; None for any other, and while it is lazy."""
+    names = {nn.Linear: "weight", nn.RNNBase: "weight_ih_l0", nn.RNNCellBase: "weight_ih"}
+    name = next((name for kind, name in names.items() if isinstance(module, kind)), "")
+    weight = getattr(module, name, None)
+    return weight if isinstance(weight, Tensor) and not nn.parameter.is_lazy(weight) else None

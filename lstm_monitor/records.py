@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
@@ -264,20 +265,24 @@ class Metrics:
     key: LayerKey
     items: tuple[Metric, ...]
 
+    @cached_property
+    def by_path(self) -> Mapping[str, Metric]:
+        """The items by ``group/name``."""
+        return {item.path: item for item in self.items}
+
     def __getitem__(self, path: str) -> Metric:
         """The metric ``group/name``; KeyError with what there is."""
-        for item in self.items:
-            if item.path == path:
-                return item
-        raise KeyError(f"no metric {path!r} of {self.key}; there are {', '.join(self.paths())}")
+        if path not in self.by_path:
+            raise KeyError(f"no metric {path!r} of {self.key}; there are {', '.join(self.by_path)}")
+        return self.by_path[path]
 
     def __contains__(self, path: str) -> bool:
         """Whether this metric was measured."""
-        return path in self.paths()
+        return path in self.by_path
 
     def paths(self) -> tuple[str, ...]:
         """Every ``group/name``."""
-        return tuple(item.path for item in self.items)
+        return tuple(self.by_path)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from lstm_monitor import figures
 from lstm_monitor.distributions import Values, finite, quantiles
 from lstm_monitor.layer_report import LayerReport
-from lstm_monitor.metrics.catalog import CATALOG, DRIFTING
+from lstm_monitor.metrics.catalog import CATALOG, DRIFTING, MetricSpec
 from lstm_monitor.records import Drift, Metric
-from lstm_monitor.tables import layer_table, page, summary_lines
+from lstm_monitor.tables import cell_table, layer_table, page, summary_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +98,10 @@ class Report:
         """One picture of all layers: step responses, Bode picture and time scales, a row a layer."""
         return figures.overview(self.layers)
 
+    def in_words(self, count: int = 3) -> str:
+        """A short table of the `count` most and least responsive cells of each layer, in words and units."""
+        return "\n".join(line for layer in self.layers for line in cell_table(layer, count))
+
     def __repr__(self) -> str:
         """A few lines for people: layers, time scales, the most and least responsive cells, what is undefined."""
         return "\n".join(summary_lines(self.layers, self.skipped))
@@ -147,12 +150,52 @@ def _log10(values: Values, unit: str) -> Values:
     return np.log10(np.maximum(values, 1.0 if unit == "steps" else 1e-6))
 
 
-def layer_keys(layer: LayerReport) -> list[str]:
-    """Every key of a layer: scalars, histograms and pictures."""
-    report: Any = Report((layer,))
-    return [*report.scalars(), *report.histograms(), *(key(str(layer.key), "pictures", p) for p in figures.PICTURES)]
+def documented_keys() -> tuple[tuple[str, str, str], ...]:
+    """Every key that is ever logged, ``<layer>`` for a layer's name: key, what it is, and its meaning.
+
+    The table in the documentation is made from this, and a test holds it to what a training writes.
+    """
+    rows = [row for spec in CATALOG.values() for row in _metric_keys(spec)]
+    rows += [(key(LAYER, group, name, "count"), "scalar", words) for group, name, words in _COUNTS]
+    rows += [(key(LAYER, "ranking", *ending), "scalar", words) for ending, words in _STABILITY]
+    rows += [
+        (key(LAYER, "drift", CATALOG[path].name, "previous"), "scalar", f"drift of {path} since the previous check")
+        for path in DRIFTING
+    ]
+    rows += [(key(LAYER, "pictures", name), "picture", words) for name, words in _PICTURES]
+    return (*rows, *((run_key(name), kind, words) for name, kind, words in _RUN))
 
 
-def median(cells: Tensor) -> float:
-    """The median of the finite values; NaN if there are none."""
-    return quantiles(finite(cells))[1]
+LAYER = "<layer>"
+_COUNTS = (
+    ("step", "flagged", "cells that still drift or oscillate at the end of most step responses"),
+    ("step", "silent", "cells that no step moves"),
+    ("activity", "dead", "cells with a std under 0.001 on held-out data"),
+)
+_STABILITY = (
+    (("tau", "previous"), "Kendall's tau-b of the ranking with that of the previous check"),
+    (("tau", "first"), "Kendall's tau-b of the ranking with that of the first check"),
+    (("top_overlap", "previous"), "share of the top tenth that was there at the previous check"),
+    (("top_overlap", "first"), "share of the top tenth that was there at the first check"),
+)
+_PICTURES = (
+    ("step_responses", "step responses of all cells, sorted by settling time"),
+    ("bode", "amplitude of the cells over the period of the sine"),
+    ("ranking", "places of the leading cells over the training, from the second check on"),
+)
+_RUN = (
+    ("cost", "scalar", "time of all checks so far over the training time without them"),
+    ("checks", "scalar", "number of checks so far"),
+    ("guide", "text", "how to read the pages, what was found, and what each metric means"),
+)
+
+
+def _metric_keys(spec: MetricSpec) -> Iterator[tuple[str, str, str]]:
+    unit = f", {spec.unit}" if spec.unit else ""
+    shown = {"full": ("p10", "p50", "p90"), "quantiles": ("p10", "p50", "p90"), "median": ("p50",), "table": ()}
+    for statistic in shown[spec.statistics]:
+        yield key(LAYER, spec.group, spec.name, statistic), "scalar", f"{spec.words}{unit}"
+    if spec.statistics == "full":
+        ending = "cells_log10" if spec.log else "cells"
+        scale = ", as log10" if spec.log else ""
+        yield key(LAYER, spec.group, spec.name, ending), "histogram", f"all cells{scale}: {spec.words}{unit}"

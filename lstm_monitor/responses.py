@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ SETTLE_MOST = 256
 SETTLE_TAIL = 8
 
 
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """The state before a stimulus: of one sequence, ``(1, H)`` each, and whether each cell ``(H,)`` is at rest."""
+
+    state: State
+    settled: Tensor
+
+
 def respond(
     snapshot: Snapshot,
     stimuli: Sequence[Stimulus] | Sequences,
@@ -28,6 +36,7 @@ def respond(
     *,
     record: Sequence[str] = (),
     thresholds: Thresholds | None = None,
+    rest: Rest | None = None,
 ) -> Response:
     """Every cell's response to every stimulus, from rest at the operating point; or to sequences.
 
@@ -38,6 +47,7 @@ def respond(
             receives from the other cells at their held-out mean (zero without data).
         record: also keep "cell" (the cell state, LSTM only) and "gates".
         thresholds: when a baseline counts as unsettled.
+        rest: what `settle` returned for this snapshot and mode, where it is known already.
 
     Returns:
         ``hidden (S, H, T)``; with a projection the units before it.
@@ -50,11 +60,12 @@ def respond(
         choose("record", name, ("cell", "gates"))
     if "cell" in record and snapshot.kind != "lstm":
         raise ValueError(f"record='cell' asks for a cell state, which a {snapshot.kind} layer ({snapshot.key}) has not")
-    weights = snapshot.weights if mode == "coupled" else decouple(snapshot.weights, snapshot.hidden_mean)
     with torch.no_grad():
+        weights = _weights_of(snapshot, mode)
         if isinstance(stimuli, Sequences):
             return _respond_to_sequences(snapshot, weights, stimuli, mode, record)
-        return _respond_to_stimuli(snapshot, weights, tuple(stimuli), mode, record, thresholds or Thresholds())
+        start = rest or settle(snapshot, mode, thresholds or Thresholds())
+        return _respond_to_stimuli(snapshot, weights, tuple(stimuli), mode, record, start)
 
 
 def _respond_to_sequences(
@@ -85,13 +96,12 @@ def _respond_to_stimuli(
     stimuli: tuple[Stimulus, ...],
     mode: Mode,
     record: Sequence[str],
-    thresholds: Thresholds,
+    rest: Rest,
 ) -> Response:
     _check_horizons(stimuli)
     coded = shift_to(weights, snapshot.point.mean)
-    rest, settled = _settle(coded, mode, thresholds)
     parts = [
-        _respond_to_batch(coded, stimuli[start : start + BATCH], rest, mode, record)
+        _respond_to_batch(coded, stimuli[start : start + BATCH], rest.state, mode, record)
         for start in range(0, len(stimuli), BATCH)
     ]
     traces = {name: torch.cat([part[name] for part in parts]) if parts[1:] else parts[0][name] for name in parts[0]}
@@ -101,8 +111,8 @@ def _respond_to_stimuli(
         mode,
         traces.pop("hidden"),
         stimuli,
-        baseline=rest[0][0],
-        settled=settled,
+        baseline=rest.state[0][0],
+        settled=rest.settled,
         cell=traces.pop("cell", None),
         gates=traces,
     )
@@ -117,6 +127,10 @@ def _respond_to_batch(
     cell, gates = _traces(compact, inputs, hidden, start, record)
     traces = {"hidden": _axes(hidden), **gates}
     return traces if cell is None else {**traces, "cell": cell}
+
+
+def _weights_of(snapshot: Snapshot, mode: Mode) -> LayerWeights:
+    return snapshot.weights if mode == "coupled" else decouple(snapshot.weights, snapshot.hidden_mean)
 
 
 def _engine(mode: Mode):  # type: ignore[no-untyped-def]  # the signature of run_fused
@@ -140,8 +154,9 @@ def _compact(weights: LayerWeights, stimuli: tuple[Stimulus, ...]) -> tuple[Laye
     return compact, inputs[..., : len(directions)].contiguous()
 
 
-def _settle(weights: LayerWeights, mode: Mode, thresholds: Thresholds) -> tuple[State, Tensor]:
-    """The state ``(1, H)`` after up to 256 steps without stimulus, and whether each cell ``(H,)`` is at rest."""
+def settle(snapshot: Snapshot, mode: Mode, thresholds: Thresholds) -> Rest:
+    """Where the cells come to rest: up to 256 steps from zero at the operating point, without stimulus."""
+    weights = shift_to(_weights_of(snapshot, mode), snapshot.point.mean)
     still = replace(weights, weight_ih=torch.zeros_like(weights.weight_ih[:, :1]))
     inputs = still.weight_ih.new_zeros(SETTLE_CHUNK, 1, 1)
     state = zero_state(weights, 1)
@@ -152,7 +167,7 @@ def _settle(weights: LayerWeights, mode: Mode, thresholds: Thresholds) -> tuple[
         settled = tail.amax(0) - tail.amin(0) <= thresholds.unsettled
         if bool(settled.all()):
             break
-    return state, settled
+    return Rest(state, settled)
 
 
 def _traces(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 Schedule = Callable[[int], bool]
 
@@ -19,12 +20,20 @@ def every(n: int, *, start: int | None = None, stop: int | None = None) -> Sched
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r} must be an integer of at least 1; every(1) checks at every epoch or step")
-    first = n if start is None else start
+    return _Every(n, n if start is None else start, stop)
 
-    def due(count: int) -> bool:
-        return count >= first and (count - first) % n == 0 and (stop is None or count <= stop)
 
-    return due
+@dataclass(frozen=True)
+class _Every:
+    """A record, no closure: trainers pickle their callbacks."""
+
+    n: int
+    first: int
+    stop: int | None
+
+    def __call__(self, count: int) -> bool:
+        in_time = count >= self.first and (self.stop is None or count <= self.stop)
+        return in_time and (count - self.first) % self.n == 0
 
 
 def as_schedule(argument: str, value: int | Schedule | None) -> Schedule | None:

@@ -47,10 +47,11 @@ def sinusoid(
         ValueError: `frequency` outside its range, or a horizon too short for a period.
     """
     check_frequency(frequency)
-    if steps - steps // 2 < 1 / frequency:
+    period = math.ceil(1 / frequency - 1e-9)  # 1 / (1 / 49) is a little over 49
+    if steps - steps // 2 < period:
         raise ValueError(
             f"steps={steps} is too short a horizon for a period of {1 / frequency:g} steps: its second half must hold "
-            f"one; give steps={2 * math.ceil(1 / frequency)} or more, or a higher frequency"
+            f"one; give steps={2 * period} or more, or a higher frequency"
         )
     t = torch.arange(steps, dtype=torch.float64, device=direction.device)
     signal = amplitude * torch.sin(2 * math.pi * frequency * t)
@@ -101,8 +102,7 @@ def directions(snapshot: Snapshot, most: int = MAX_FEATURES) -> list[tuple[str, 
     size = point.mean.shape[0]
     if size > most:
         return _principal(snapshot, most)
-    scale = point.covariance.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(scale > 1e-9, scale, torch.zeros_like(scale))
+    scale = _spread(point)
     if not bool(scale.any()):
         scale = torch.ones_like(scale)
     return [(f"feature {j}", torch.diag(scale)[j]) for j in range(size) if scale[j] > 0]
@@ -116,10 +116,18 @@ def _principal(snapshot: Snapshot, count: int) -> list[tuple[str, Tensor]]:
     values, columns = torch.linalg.eigh(point.covariance)
     order = values.argsort(descending=True)[:count]
     scales = values[order].clamp(min=0).sqrt()
-    if not bool(scales[0] > 1e-9):
+    if not bool(_spread(point).any()):
         scales = torch.ones_like(scales)
+    least = math.sqrt(len(values) * torch.finfo(values.dtype).eps) * scales[0]  # below it an eigenvalue is rounding
     named = [(f"principal direction {k + 1}", scales[k] * _signed(columns[:, i])) for k, i in enumerate(order)]
-    return [item for k, item in enumerate(named) if scales[k] > 1e-9 * scales[0]]
+    return [item for k, item in enumerate(named) if scales[k] > least]
+
+
+def _spread(point: OperatingPoint) -> Tensor:
+    """The standard deviation ``(I,)`` of each feature, zero where it is no more than the mean's rounding."""
+    scale = point.covariance.diagonal().clamp(min=0).sqrt()
+    rounding = 16 * torch.finfo(scale.dtype).eps * point.mean.abs()
+    return torch.where(scale > rounding.clamp(min=1e-9), scale, torch.zeros_like(scale))
 
 
 def _signed(vector: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ def decouple(weights: LayerWeights, hidden_mean: Tensor) -> LayerWeights:
 
 def run_alone(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tensor, State]:
     """`run_fused` for weights from `decouple`: the fused op on groups of 64 cells."""
+    if weights.kind == "rnn_relu":
+        return _scan_relu(weights, inputs, state[0])
     size = weights.hidden_size
     parts = [
         run_fused(
@@ -37,6 +39,16 @@ def run_alone(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tens
         return parts[0]
     hidden = torch.cat([hidden for hidden, _ in parts], dim=-1)
     return hidden, tuple(torch.cat(pieces, dim=-1) for pieces in zip(*(final for _, final in parts), strict=True))
+
+
+def _scan_relu(weights: LayerWeights, inputs: Tensor, h: Tensor) -> tuple[Tensor, State]:
+    """Elementwise, since these cells may overflow: in a matrix, infinity times another cell's zero is NaN."""
+    own = weights.weight_hh.diagonal()
+    hidden = []
+    for driven in inputs @ weights.weight_ih.T + (weights.bias_ih + weights.bias_hh):
+        h = torch.relu(driven + own * h)
+        hidden.append(h)
+    return torch.stack(hidden), (h,)
 
 
 def _group(weights: LayerWeights, cells: slice) -> LayerWeights:

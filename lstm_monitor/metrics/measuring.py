@@ -157,8 +157,17 @@ def _metric(group: str, name: str, values: Tensor, reasons: Tensor, labels: tupl
     elif summary == "mean size":
         cells = values.abs().nanmean(0)
     else:
-        cells = values.nanmedian(0).values if len(values) % 2 else values.nanquantile(0.5, dim=0)
+        cells = _median(values)
     return Metric(group, name, values, reasons, labels, cells)
+
+
+def _median(values: Tensor) -> Tensor:
+    """The median over the first axis of the values that are not NaN; NaN where there are none."""
+    ascending = values.sort(dim=0).values  # NaN last
+    count = (values == values).sum(0)
+    low, high = (count - 1).clamp(min=0) // 2, count // 2
+    middle = ascending.gather(0, torch.stack([low, high.clamp(max=len(values) - 1)]))
+    return torch.where(count % 2 == 1, middle[0], middle.mean(0))
 
 
 def not_measured(key: LayerKey, size: int, group: str, kind: Kind, like: Tensor) -> list[Metric]:

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from lstm_monitor.metrics.step import undefined
+from lstm_monitor.metrics.step import at_least_float32, undefined
 from lstm_monitor.records import Reason, Thresholds
 from lstm_monitor.stimuli import check_frequency
 
@@ -48,7 +48,8 @@ class SineSummary:
     @cached_property
     def coefficients(self) -> Tensor:
         """``(..., 1 + 2 k)``: mean, then sine and cosine of the fundamental and of each harmonic below 0.5."""
-        projection = _projection(self.frequency, self.transient, self.folded.shape[-1], self._harmonics).to(self.y)
+        steps, like = self.folded.shape[-1], (self.y.dtype, self.y.device)
+        projection = _projection(self.frequency, self.transient, steps, self._harmonics, *like)
         centre = self.folded.mean(-1, keepdim=True)
         found = (self.folded - centre) @ projection.T
         return torch.cat([found[..., :1] + centre, found[..., 1:]], dim=-1)
@@ -107,21 +108,29 @@ class SineSummary:
     @cached_property
     def correlation(self) -> Tensor:
         """Pearson's correlation with the input sine over the window."""
-        steps = torch.arange(self.window.shape[-1], dtype=torch.float64) + self.transient
-        wave = torch.sin(2 * math.pi * self.frequency * steps)
-        wave = wave - wave.mean()
+        steps = self.window.shape[-1]
+        wave = _wave(self.frequency, self.transient, steps, self.y.dtype, self.y.device)
         centred = self.window - self.window.mean(-1, keepdim=True)
-        product = (centred @ wave.to(self.y)) / self.window.shape[-1]
-        return undefined(product / (self.std * wave.std(correction=0).to(self.y)), self.correlation_reason)
+        return undefined((centred @ wave) / (steps * self.std), self.correlation_reason)
 
 
 @lru_cache(maxsize=64)
-def _projection(frequency: float, start: int, steps: int, harmonics: int) -> Tensor:
-    """Least squares ``(1 + 2 k, steps)`` for a constant, then sine and cosine of each harmonic, in float64."""
+def _projection(
+    frequency: float, start: int, steps: int, harmonics: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Least squares ``(1 + 2 k, steps)`` for a constant, then sine and cosine of each harmonic."""
     time = torch.arange(start, start + steps, dtype=torch.float64)
     angles = [2 * math.pi * frequency * order * time for order in range(1, harmonics + 1)]
     waves = [wave for angle in angles for wave in (torch.sin(angle), torch.cos(angle))]
-    return torch.linalg.pinv(torch.stack([torch.ones_like(time), *waves], dim=1))
+    return torch.linalg.pinv(torch.stack([torch.ones_like(time), *waves], dim=1)).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _wave(frequency: float, start: int, steps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The input sine ``(steps,)`` with mean 0 and mean square 1."""
+    wave = torch.sin(2 * math.pi * frequency * torch.arange(start, start + steps, dtype=torch.float64))
+    wave = wave - wave.mean()
+    return (wave / wave.std(correction=0)).to(device, dtype)
 
 
 def summarize_sine(
@@ -131,12 +140,13 @@ def summarize_sine(
 
     Raises:
         TypeError: `y` is not a floating-point tensor.
-        ValueError: `frequency` outside its range, or no whole period after the transient.
+        ValueError: `frequency` outside its range, a negative `transient`, or no whole period after it.
     """
-    if not isinstance(y, Tensor) or not y.is_floating_point():
-        raise TypeError(f"y={y!r} is no floating-point tensor; give responses of shape (..., T)")
+    y = at_least_float32(y)
     check_frequency(frequency)
     skipped = y.shape[-1] // 2 if transient is None else transient
+    if skipped < 0:
+        raise ValueError(f"transient={transient} is negative; give the number of first steps to leave out, or None")
     if math.floor((y.shape[-1] - skipped) * frequency + 1e-9) < 1:
         raise ValueError(
             f"the horizon T={y.shape[-1]} is too short for frequency={frequency:g}: after a transient of {skipped} "
@@ -183,6 +193,7 @@ def dominant_frequency(y: Tensor, thresholds: Thresholds = DEFAULT) -> Tensor:
 
 def dominant_frequency_with_reason(y: Tensor, thresholds: Thresholds = DEFAULT) -> tuple[Tensor, Tensor]:
     """`dominant_frequency` before it is made NaN, with its reasons."""
+    y = at_least_float32(y)
     std = y.std(-1, correction=0)
     reason = (std < thresholds.least_std).to(torch.uint8) * int(Reason.SILENT)
     reason[~torch.isfinite(std)] = Reason.NONFINITE

@@ -149,6 +149,17 @@ def undefined(values: Tensor, reason: Tensor) -> Tensor:
     return torch.where(reason == 0, values, torch.nan)
 
 
+def at_least_float32(y: Tensor) -> Tensor:
+    """`y` itself, half precision as float32: it cannot count steps beyond 256.
+
+    Raises:
+        TypeError: `y` is not a floating-point tensor.
+    """
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        raise TypeError(f"y={y!r} is no floating-point tensor; give responses of shape (..., T)")
+    return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+
+
 def summarize(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> StepSummary:
     """The summary that all step metrics of one response share.
 
@@ -156,8 +167,7 @@ def summarize(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFA
         TypeError: `y` is not a floating-point tensor.
         ValueError: `y` has no time steps.
     """
-    if not isinstance(y, Tensor) or not y.is_floating_point():
-        raise TypeError(f"y={y!r} is no floating-point tensor; give responses of shape (..., T)")
+    y = at_least_float32(y)
     if y.dim() == 0 or y.shape[-1] == 0:
         raise ValueError(f"y has shape {tuple(y.shape)}; give responses of shape (..., T) with T of at least 1")
     start = y[..., 0] if y0 is None else torch.as_tensor(y0, dtype=y.dtype, device=y.device)

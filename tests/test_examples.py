@@ -1,0 +1,91 @@
+"""The README's blocks and the examples run as they stand."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def reader() -> dict[str, object]:
+    """What a reader of the README has: a model, its data, an optimizer."""
+    import lightning as L
+
+    class Model(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(2, 8, batch_first=True)
+            self.head = nn.Linear(8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.rnn(x)[0][:, -1])
+
+        def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+            return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+        def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
+            self.log("val", nn.functional.mse_loss(self(batch[0]), batch[1]))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters())
+
+    data = TensorDataset(torch.randn(64, 20, 2), torch.randn(64, 1))
+    model = Model()
+    return {
+        "torch": torch,
+        "model": model,
+        "x_val": data.tensors[0][:16],
+        "train_loader": DataLoader(data, 16),
+        "val_loader": DataLoader(data, 16),
+        "optimizer": torch.optim.Adam(model.parameters()),
+    }
+
+
+def test_the_readmes_blocks_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = reader()
+    assert len(BLOCKS) >= 4
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_the_readmes_pictures_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def run_example(tmp_path: Path, **environment: str) -> str:
+    script = ROOT / "examples" / "01_lightning_co2.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--epochs", "2", "--runs", "runs/co2"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_co2_example(tmp_path: Path) -> None:
+    printed = run_example(tmp_path)
+    assert printed.count("most responsive") == 3
+    assert re.search(r"Monitoring took [\d.]+% of the training time", printed)
+    assert "tensorboard --logdir runs/co2 --samples_per_plugin images=200" in printed
+    assert list((tmp_path / "runs" / "co2").rglob("events.out.tfevents*"))
+
+
+def test_the_co2_example_with_the_monitor_off(tmp_path: Path) -> None:
+    assert "responsive" not in run_example(tmp_path, LSTM_MONITOR="off")
