@@ -37,6 +37,7 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
     lengths: Any = None,
     mask: Any = None,
     horizon: int | None = None,
+    held_out_steps: int = 4096,
     thresholds: Thresholds | None = None,
 ) -> Report:
     """Measure and rank every recurrent cell of a module, without any trainer and without changing the module.
@@ -44,8 +45,8 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
     Args:
         model: any torch module that holds nn.LSTM, nn.GRU, nn.RNN or torch's cells.
         held_out: a tensor, a packed sequence, a tuple, a dict, or a list of such batches, given to the model as
-            ``model(x)``, ``model(*batch)`` or ``model(**batch)``. About 2,000 sequence steps of it are used. It sets
-            the operating point, and the activity and gate metrics need it; without it stimuli are around zero.
+            ``model(x)``, ``model(*batch)`` or ``model(**batch)``. It sets the operating point, and the
+            activity and gate metrics need it; without it stimuli are around zero.
         layers: glob or globs over layer names.
         rank_by: "auto" (held-out std x outgoing weights) or any metric's name.
         forward: called as ``forward(model, batch)`` where the model takes its batch in another way.
@@ -53,6 +54,7 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
         mask: (N, T) True for the steps that count; a list of such for a list of batches.
         horizon: steps of the step responses, at least 8. By default the task's length (at least 64), doubled until at
             most 5% of the cells still drift or oscillate at the end, at most 1,024.
+        held_out_steps: about how many sequence steps of the held-out data are used.
         thresholds: the named numbers in the metrics' definitions.
 
     Returns:
@@ -71,8 +73,10 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
     """
     check_ranking_name(rank_by)
     check_horizon(horizon)
+    check_steps(held_out_steps)
     found = find_layers(model, layers)
-    snaps = snapshot(model, held_out, layers=found, forward=forward, lengths=lengths, mask=mask)
+    options = {"forward": forward, "lengths": lengths, "mask": mask, "max_steps": check_steps(held_out_steps)}
+    snaps = snapshot(model, held_out, layers=found, **options)
     results = examine(snaps, {}, rank_by, thresholds or Thresholds(), check_horizon(horizon))
     return Report(tuple(report for report, _ in results), skipped=tuple(map(str, found.skipped)), versions=versions())
 
@@ -159,6 +163,13 @@ def check_horizon(horizon: int | None) -> int | None:
             "at least two of their longest periods), or None for as long as the cells need"
         )
     return horizon
+
+
+def check_steps(held_out_steps: int) -> int:
+    """`held_out_steps` itself; ValueError if it is under 1."""
+    if isinstance(held_out_steps, bool) or not isinstance(held_out_steps, int) or held_out_steps < 1:
+        raise ValueError(f"held_out_steps={held_out_steps!r} must be an integer of at least 1, such as 1024")
+    return held_out_steps
 
 
 def versions() -> dict[str, str]:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader
 
 from lstm_monitor.layers import Layers
-from lstm_monitor.recordings import MAX_STEPS, Recorder, Recording
+from lstm_monitor.recordings import HELD_OUT_STEPS, MAX_STEPS, Recorder, Recording
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -23,6 +24,7 @@ def record_held_out(
     forward: Forward | None = None,
     lengths: Any = None,
     mask: Any = None,
+    max_steps: int = HELD_OUT_STEPS,
 ) -> dict[nn.Module, Recording]:
     """Run `model` on held-out batches and record what each layer's module receives.
 
@@ -32,12 +34,24 @@ def record_held_out(
     masks = _masks(len(batches), isinstance(held_out, list), lengths, mask)
     for batch in batches:
         _check(batch)
-    recorder = Recorder(dict.fromkeys(layer.module for layer in layers))
+    _check_initialized(model)
+    recorder = Recorder(dict.fromkeys(layer.module for layer in layers), max_steps)
     for batch, valid in zip(batches, masks, strict=True):
         if not recorder.full():
             with recorder.batch(valid):
                 _run(model, layers, _to_device_of(model, batch), forward)
-    return recorder.recordings()
+    recordings = recorder.recordings()
+    if not recordings:
+        raise ValueError(_nothing_received(layers))
+    return recordings
+
+
+def _nothing_received(layers: Layers) -> str:
+    names = ", ".join(str(layer.key) for layer in layers)
+    return (
+        f"held_out: the model ran, but its recurrent layers ({names}) received nothing. They are seen where they are "
+        "called as modules, layer(x), not layer.forward(x); or give forward=lambda model, batch: ... that reaches them"
+    )
 
 
 def _batches(held_out: Any) -> list[Any]:
@@ -66,6 +80,11 @@ def _mask_of(lengths: Tensor) -> Tensor:
 
 
 def _check(batch: Any) -> None:
+    if type(batch).__module__.split(".")[0] in ("numpy", "pandas") or isinstance(batch, DataLoader):
+        raise TypeError(
+            f"held_out={type(batch).__name__}: give tensors, such as torch.as_tensor(array, dtype=torch.float32), "
+            "or a list of batches of a loader, such as [x for x, y in loader]"
+        )
     for tensor in _tensors(batch):
         if tensor.numel() == 0:
             raise ValueError(f"held_out is empty: it holds a tensor of shape {tuple(tensor.shape)}")
@@ -75,6 +94,15 @@ def _check(batch: Any) -> None:
                 f"held_out holds {bad} values that are NaN or infinite (of {tensor.numel()}); "
                 "fill or drop them, as for the training itself"
             )
+
+
+def _check_initialized(model: nn.Module) -> None:
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"held_out: {', '.join(lazy)} is not initialized yet (lazy module); running the model would initialize it, "
+            "which is for the training to do. Run one batch through the model first"
+        )
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

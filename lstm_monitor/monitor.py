@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lstm_monitor.characterization import check_horizon, examine, versions
+from lstm_monitor.characterization import check_horizon, check_steps, examine, versions
 from lstm_monitor.clock import Clock
 from lstm_monitor.guard import LOG, Guard, OnError
 from lstm_monitor.heldout import Forward
@@ -16,12 +16,14 @@ from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.layers import find_layers
 from lstm_monitor.memory import LayerMemory, first_memory, fits, from_plain, next_memory, to_plain
 from lstm_monitor.ranking import check_ranking_name
-from lstm_monitor.recordings import Recording
+from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
 from lstm_monitor.records import Snapshot, Thresholds
 from lstm_monitor.report import Report
 from lstm_monitor.schedule import Schedule, as_schedule
 from lstm_monitor.sinks import FanOut, Sink
 from lstm_monitor.snapshots import snapshot
+
+_COUNTS = ("steps", "epochs", "checks", "checked_at")
 
 
 class LSTMMonitor:
@@ -43,6 +45,7 @@ class LSTMMonitor:
         lengths: (N,) steps of each held-out sequence that are no padding.
         mask: (N, T) True for the held-out steps that count.
         horizon: steps of the step responses; None for as many as the cells need at the first check, see `characterize`.
+        held_out_steps: about how many sequence steps of the held-out data each check uses.
         budget: share of the training time that periodic checks may take, such as 0.01; a check that is due while they
             have taken more is left out. None checks whenever one is due. The first and last check are always made.
         thresholds: the named numbers in the metrics' definitions.
@@ -66,6 +69,7 @@ class LSTMMonitor:
         lengths: Any = None,
         mask: Any = None,
         horizon: int | None = None,
+        held_out_steps: int = HELD_OUT_STEPS,
         budget: float | None = None,
         thresholds: Thresholds | None = None,
         on_error: OnError = "warn",
@@ -74,7 +78,7 @@ class LSTMMonitor:
         self.model = model
         self.held_out, self.forward, self.lengths, self.mask = held_out, forward, lengths, mask
         self.layers, self.rank_by = layers, check_ranking_name(rank_by)
-        self.horizon = check_horizon(horizon)
+        self.horizon, self.held_out_steps = check_horizon(horizon), check_steps(held_out_steps)
         self.sinks = list(sinks)
         if every_n_epochs is None and every_n_steps is None:
             every_n_epochs = 1
@@ -87,7 +91,7 @@ class LSTMMonitor:
         self.steps = self.epochs = self.checks = 0
         self._memories: dict[str, LayerMemory] = {}
         self._restored: Mapping[str, Any] = {}
-        self.checked_at: int | None = None
+        self.checked_at: tuple[int, int] | None = None
         self.clock = Clock()
 
     # Keras-style hooks
@@ -146,9 +150,9 @@ class LSTMMonitor:
     # What the hooks and the adapters share
 
     @property
-    def progress(self) -> int:
-        """What tells one state of the weights from another: steps, or epochs where no steps are counted."""
-        return self.steps or self.epochs
+    def progress(self) -> tuple[int, int]:
+        """What tells one state of the weights from another: steps, and epochs where no steps are counted."""
+        return self.steps, 0 if self.steps else self.epochs
 
     def due(self, schedule: Schedule | None, before: int, now: int) -> bool:
         """Whether a check is due at any count after `before` through `now`, and the budget allows it.
@@ -200,6 +204,7 @@ class LSTMMonitor:
             forward=self.forward,
             lengths=self.lengths,
             mask=self.mask,
+            max_steps=self.held_out_steps,
             recordings=recordings,
         )
         self._recall(snaps)
@@ -236,15 +241,13 @@ class LSTMMonitor:
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: what is remembered of each layer, counts, and cost."""
         memories = {name: to_plain(memory) for name, memory in self._memories.items()}
-        counts: dict[str, int | None] = {"steps": self.steps, "epochs": self.epochs, "checks": self.checks}
-        counts["checked_at"] = self.checked_at
+        counts = {name: getattr(self, name) for name in _COUNTS}
         return {"layers": memories or dict(self._restored), **counts, "clock": self.clock.plain()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: same stimuli, first and previous ranking, counts and cost."""
         self._restored = dict(state["layers"])
-        self.steps, self.epochs, self.checks = state["steps"], state["epochs"], state["checks"]
-        self.checked_at = state["checked_at"]
+        vars(self).update({name: state[name] for name in _COUNTS})
         self.clock = Clock(**state["clock"])
 
 

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 MAX_STEPS = 1024
 LEAST_SEQUENCES = 4
+HELD_OUT_STEPS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +44,13 @@ class _Run:
 
 
 class Recorder:
-    """Collects the inputs of some modules, at most about `max_steps` sequence steps a module.
+    """Collects the inputs of some modules, about `max_steps` sequence steps a module.
 
     Sequences are kept from the first batches on, each cut to its first 1,024 steps. Calls that carry the state of
     the call before (cells, rollouts with T = 1, truncated sequences) are joined in time.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], max_steps: int = 2048) -> None:
+    def __init__(self, modules: Iterable[nn.Module], max_steps: int = HELD_OUT_STEPS) -> None:
         """Record these modules once attached; nothing is attached yet."""
         self.modules = list(modules)
         self.max_steps = max_steps
@@ -88,7 +89,8 @@ class Recorder:
         return {module: _join(runs) for module, runs in self._runs.items() if runs}
 
     def _room(self, module: nn.Module) -> int:
-        return self.max_steps - sum(run.inputs.shape[0] * run.inputs.shape[1] for run in self._runs[module])
+        runs = [*self._runs[module], *self._new.get(module, ())]
+        return self.max_steps - sum(run.inputs.shape[0] * run.inputs.shape[1] for run in runs)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         values = (*args, *(kwargs[name] for name in ("input", "hx") if name in kwargs))
@@ -133,8 +135,6 @@ def _batched(hx: Any, module: nn.Module) -> tuple[Tensor, ...]:
 def _continues(before: _Run, run: _Run) -> bool:
     if not run.state or before.lengths is not None or run.lengths is not None:
         return False
-    if run.inputs.shape[1] + before.inputs.shape[1] > MAX_STEPS:
-        return False
     count = before.inputs.shape[0]
     return len(run.state) == len(before.final) and all(
         now.shape[1] >= count and torch.equal(now[:, :count], then[:, :count])
@@ -143,8 +143,8 @@ def _continues(before: _Run, run: _Run) -> bool:
 
 
 def _append(before: _Run, run: _Run) -> _Run:
-    count = before.inputs.shape[0]
-    inputs = torch.cat([before.inputs, run.inputs[:count].to(before.inputs)], dim=1)
+    count, steps = before.inputs.shape[:2]
+    inputs = torch.cat([before.inputs, run.inputs[:count, : MAX_STEPS - steps].to(before.inputs)], dim=1)
     return _Run(inputs, None, before.state, run.final)
 
 

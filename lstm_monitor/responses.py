@@ -98,7 +98,7 @@ def _respond_to_stimuli(
     record: Sequence[str],
     rest: Rest,
 ) -> Response:
-    _check_horizons(stimuli)
+    _check_stimuli(stimuli, weights)
     coded = shift_to(weights, snapshot.point.mean)
     parts = [
         _respond_to_batch(coded, stimuli[start : start + BATCH], rest.state, mode, record)
@@ -145,12 +145,12 @@ def shift_to(weights: LayerWeights, mean: Tensor) -> LayerWeights:
 def _compact(weights: LayerWeights, stimuli: tuple[Stimulus, ...]) -> tuple[LayerWeights, Tensor]:
     """Rank-1 inputs in their own few coordinates: ``W_ih (signal * direction) = signal * (W_ih direction)``, exact."""
     directions: list[Tensor] = []
-    inputs = stimuli[0].signal.new_zeros(len(stimuli[0].signal), len(stimuli), len(stimuli))
+    inputs = weights.weight_ih.new_zeros(len(stimuli[0].signal), len(stimuli), len(stimuli))
     for s, stimulus in enumerate(stimuli):
         d = next((k for k, known in enumerate(directions) if torch.equal(known, stimulus.direction)), len(directions))
         directions += [stimulus.direction] if d == len(directions) else []
         inputs[:, s, d] = stimulus.signal
-    compact = replace(weights, weight_ih=weights.weight_ih @ torch.stack(directions, dim=1))
+    compact = replace(weights, weight_ih=weights.weight_ih @ torch.stack(directions, dim=1).to(weights.weight_ih))
     return compact, inputs[..., : len(directions)].contiguous()
 
 
@@ -186,7 +186,13 @@ def _axes(trace: Tensor) -> Tensor:
     return trace.permute(1, 2, 0)
 
 
-def _check_horizons(stimuli: tuple[Stimulus, ...]) -> None:
+def _check_stimuli(stimuli: tuple[Stimulus, ...], weights: LayerWeights) -> None:
+    for stimulus in stimuli:
+        if stimulus.direction.shape != (weights.input_size,):
+            raise ValueError(
+                f"stimuli: {stimulus.name!r} has a direction of shape {tuple(stimulus.direction.shape)}, but the layer "
+                f"reads {weights.input_size} features; give a direction of shape ({weights.input_size},)"
+            )
     horizons = {len(stimulus.signal) for stimulus in stimuli}
     if len(horizons) != 1:
         raise ValueError(

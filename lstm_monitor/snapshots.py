@@ -13,7 +13,7 @@ from lstm_monitor.heldout import Forward, record_held_out
 from lstm_monitor.kernels.fused import State, run_fused, zero_state
 from lstm_monitor.layers import Layer, Layers, find_layers
 from lstm_monitor.readers import outgoing_norms
-from lstm_monitor.recordings import Recording
+from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
 from lstm_monitor.records import LayerKey, LayerWeights, OperatingPoint, Sequences, Snapshot
 from lstm_monitor.undisturbed import undisturbed
 
@@ -26,6 +26,7 @@ def snapshot(
     forward: Forward | None = None,
     lengths: Any = None,
     mask: Any = None,
+    max_steps: int = HELD_OUT_STEPS,
     recordings: Mapping[nn.Module, Recording] | None = None,
 ) -> tuple[Snapshot, ...]:
     """Copy every recurrent layer of `model` at this moment, on its device, without any change to the model.
@@ -37,6 +38,7 @@ def snapshot(
         forward: called as ``forward(model, batch)`` instead of the model itself.
         lengths: (N,) steps of each held-out sequence that are no padding.
         mask: (N, T) True for the steps that count.
+        max_steps: about how many sequence steps of the held-out data are used.
         recordings: what the modules received, where it was recorded already; `held_out` is then not used.
 
     Returns:
@@ -51,7 +53,8 @@ def snapshot(
         if recordings is None:
             recordings = {}
             if held_out is not None:
-                recordings = record_held_out(model, found, held_out, forward=forward, lengths=lengths, mask=mask)
+                options = {"forward": forward, "lengths": lengths, "mask": mask, "max_steps": max_steps}
+                recordings = record_held_out(model, found, held_out, **options)
         modules = list(dict.fromkeys(layer.module for layer in found))
         snaps = {snap.key: snap for m in modules for snap in _snap_module(model, m, found, recordings.get(m))}
     return tuple(snaps[layer.key] for layer in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +15,8 @@ from torch import nn
 def undisturbed(model: nn.Module | None = None) -> Iterator[None]:
     """Inside: no gradients, no autocast, full float32 precision; after: every random state is as before.
 
-    With a `model` its modules are in eval mode inside, and each module's training flag and every buffer are as
-    before afterwards, also after an exception. Flags are set one by one: ``model.eval()`` may be overridden.
+    With a `model` its modules are in eval mode inside, and each module's attributes and every buffer are as before
+    afterwards, also after an exception. Flags are set one by one: ``model.eval()`` may be overridden.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -50,34 +51,53 @@ def _random_states() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    cudnn = torch.backends.cudnn.allow_tf32
-    matmul = torch.backends.cuda.matmul.allow_tf32
+    """No TF32 and no bfloat16 inside float32 products, by the switches that this torch has."""
+    backends: Any = torch.backends
+    switches: list[tuple[Any, str, object]]
+    if hasattr(backends.cudnn, "rnn"):  # torch 2.9 and later: mixing in the older switches can raise
+        new = (backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.rnn, backends.mkldnn.matmul)
+        switches = [(owner, "fp32_precision", "ieee") for owner in new]
+    else:
+        switches = [(owner, "allow_tf32", False) for owner in (backends.cudnn, backends.cuda.matmul)]
+    before = [getattr(owner, name) for owner, name, _ in switches]
     try:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        for owner, name, exact in switches:
+            setattr(owner, name, exact)
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = cudnn
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
 
 
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
+    """Every module's flag off inside; afterwards its attributes are as before, lists and sets too."""
+    kept = [(vars(module), dict(vars(module))) for module in model.modules()]
+    contents = [(value, value.copy()) for _, before in kept for value in before.values() if type(value) in (list, set)]
     try:
-        for module, _ in flags:
-            module.training = False
+        for attributes, _ in kept:
+            attributes["training"] = False
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
+        for value, content in contents:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
 
 
 @contextlib.contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
-    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    """Every buffer as before: the tensor itself, which a forward may have replaced, and its values."""
+    owners = [(module, dict(module._buffers)) for module in model.modules()]
+    saved = [(b, b.detach().clone()) for b in model.buffers() if not nn.parameter.is_lazy(b)]
     try:
         yield
     finally:
+        for module, buffers in owners:
+            module._buffers.clear()
+            module._buffers.update(buffers)
         for buffer, before in saved:
             if buffer.shape != before.shape or not torch.equal(buffer, before):
                 buffer.copy_(before)

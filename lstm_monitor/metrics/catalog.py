@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Summary = Literal["median", "mean size", "largest", "one"]
+Summary = Literal["median", "mean size", "one"]
 Statistics = Literal["full", "quantiles", "median", "table"]
 
 

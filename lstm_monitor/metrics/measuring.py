@@ -62,7 +62,16 @@ def _steps(response: Response, group: str, thresholds: Thresholds) -> list[Metri
         return []
     summary = summarize(y, response.baseline, thresholds)
     labels = tuple(stimulus.name for stimulus in stimuli)
-    return [_metric(group, name, values, reason, labels) for name, values, reason in _step_values(summary)]
+    rows = _step_values(summary)
+    medians = _median(torch.stack([values for _, values, _ in rows]))
+    return [
+        Metric(group, name, values, reason, labels, _cells(group, name, values, median))
+        for (name, values, reason), median in zip(rows, medians, strict=True)
+    ]
+
+
+def _cells(group: str, name: str, values: Tensor, median: Tensor) -> Tensor:
+    return values.abs().nanmean(0) if CATALOG[f"{group}/{name}"].summary == "mean size" else median
 
 
 def _step_values(summary: StepSummary) -> list[tuple[str, Tensor, Tensor]]:
@@ -151,23 +160,17 @@ def _gate_metric(name: str, values: Tensor | None, response: Response) -> Metric
 
 
 def _metric(group: str, name: str, values: Tensor, reasons: Tensor, labels: tuple[str, ...], shown: int = 0) -> Metric:
-    summary = CATALOG[f"{group}/{name}"].summary
-    if summary == "one":
-        cells = values[shown]
-    elif summary == "mean size":
-        cells = values.abs().nanmean(0)
-    else:
-        cells = _median(values)
-    return Metric(group, name, values, reasons, labels, cells)
+    """A metric of which one row stands for the cell."""
+    return Metric(group, name, values, reasons, labels, values[shown])
 
 
 def _median(values: Tensor) -> Tensor:
-    """The median over the first axis of the values that are not NaN; NaN where there are none."""
-    ascending = values.sort(dim=0).values  # NaN last
-    count = (values == values).sum(0)
-    low, high = (count - 1).clamp(min=0) // 2, count // 2
-    middle = ascending.gather(0, torch.stack([low, high.clamp(max=len(values) - 1)]))
-    return torch.where(count % 2 == 1, middle[0], middle.mean(0))
+    """The median ``(..., H)`` over S of the values ``(..., S, H)`` that are not NaN; NaN where there are none."""
+    ascending = values.sort(dim=-2).values  # NaN last
+    count = (values == values).sum(-2, keepdim=True)
+    low, high = (count - 1).clamp(min=0) // 2, (count // 2).clamp(max=values.shape[-2] - 1)
+    middle = ascending.gather(-2, torch.cat([low, high], dim=-2))
+    return torch.where(count[..., 0, :] % 2 == 1, middle[..., 0, :], middle.mean(-2))
 
 
 def not_measured(key: LayerKey, size: int, group: str, kind: Kind, like: Tensor) -> list[Metric]:

@@ -1,0 +1,113 @@
+"""Makes the pictures in docs/images again: two trainings of the CO2 example, and TensorBoard in a headless Chromium.
+
+    .venv/bin/python docs/make_images.py
+
+It takes about a minute, and needs Chromium on the path.
+"""
+
+# ruff: noqa: TID253  # it runs the trainer and the logger
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard import program
+from torch.utils.data import DataLoader
+
+from lstm_monitor import Report
+from lstm_monitor.figures import as_png
+from lstm_monitor.integrations import LSTMMonitorCallback
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+RATES = {"fast": 3e-3, "slow": 3e-4}
+SWITCHES = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--virtual-time-budget=15000")  # fmt: skip
+ONE_RUN = "&regexInput=" + quote("fast$")
+SHOTS = {
+    "dashboard": ("custom_scalars", (1500, 1150), (0, 64, 1500, 1050)),
+    "images": ("images" + ONE_RUN, (1500, 720), (330, 120, 1465, 560)),
+    "distributions": ("distributions" + ONE_RUN + "&tagFilter=" + quote("(settling_time|peak_response|/std)/cells"),
+                      (1500, 620), (330, 120, 1465, 420)),
+}  # fmt: skip
+"""By file: the page's address, the size of the window, and what is cut out of it (left, top, right, bottom)."""
+
+
+def main() -> None:
+    """Train, look, save."""
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        reports = [train(name, rate, Path(folder) / "runs") for name, rate in RATES.items()]
+        (IMAGES / "report.png").write_bytes(as_png(reports[0].plot()))
+        shrink(IMAGES / "report.png")
+        address = serve(Path(folder) / "runs")
+        for name in SHOTS:
+            shoot(address, name, Path(folder))
+
+
+def example() -> ModuleType:
+    """The module examples/01_lightning_co2.py."""
+    spec = importlib.util.spec_from_file_location("co2", ROOT / "examples" / "01_lightning_co2.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def train(name: str, rate: float, runs: Path) -> Report:
+    """The example at a learning rate of its own, as the run `name`; its last report."""
+    co2 = example()
+    L.seed_everything(1, verbose=False)
+    torch.set_num_threads(1)
+    model: Any = co2.Forecaster(32)
+    model.configure_optimizers = lambda: torch.optim.Adam(model.parameters(), rate)
+    training, held_out = co2.load_windows()
+    monitor = LSTMMonitorCallback(pictures_every=1, on_error="raise")
+    logger = TensorBoardLogger(runs, name=name, version="")
+    trainer = L.Trainer(max_epochs=20, logger=logger, callbacks=[monitor], enable_checkpointing=False)
+    trainer.fit(model, DataLoader(training, 32, shuffle=True), DataLoader(held_out, 256))
+    assert monitor.report is not None
+    return monitor.report
+
+
+def serve(runs: Path) -> str:
+    """The address of a TensorBoard that has read the runs; it ends with this process."""
+    board = program.TensorBoard()
+    board.configure(argv=["", "--logdir", str(runs), "--port", "0", "--samples_per_plugin", "images=200"])
+    address: str = board.launch()
+    time.sleep(8)
+    return address
+
+
+def shoot(address: str, name: str, folder: Path) -> None:
+    """Save what is worth showing of a page."""
+    page, (width, height), box = SHOTS[name]
+    shot = IMAGES / f"{name}.png"
+    browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
+    command = [browser, *SWITCHES, f"--user-data-dir={folder / name}", f"--window-size={width},{height}"]
+    subprocess.run([*command, f"--screenshot={shot}", f"{address}#{page}"], check=True, capture_output=True)
+    shrink(shot, box)
+
+
+def shrink(path: Path, box: tuple[int, int, int, int] | None = None) -> None:
+    """Cut a picture, and keep 256 colours: a few dozen kB."""
+    with Image.open(path) as picture:
+        picture.convert("RGB").crop(box).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
