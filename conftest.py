@@ -1,9 +1,13 @@
 """Rules of the whole test run: a skipped test fails it; browser tests need a Chromium."""
 
+import os
 import shutil
 from collections.abc import Sequence
 
 import pytest
+
+# Small tensors on a shared machine: with two OpenMP threads a busy neighbour makes them hundreds of times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _LEFT_OUT = pytest.StashKey[int]()

@@ -38,7 +38,7 @@ SWITCHES = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--
             "--virtual-time-budget=15000")  # fmt: skip
 ONE_RUN = "&regexInput=" + quote("fast$")
 SHOTS = {
-    "dashboard": ("custom_scalars", (1500, 1150), (0, 64, 1500, 1050)),
+    "dashboard": ("custom_scalars", (1500, 1150), (0, 64, 1500, 1070)),
     "images": ("images" + ONE_RUN, (1500, 720), (330, 120, 1465, 560)),
     "distributions": ("distributions" + ONE_RUN + "&tagFilter=" + quote("(settling_time|peak_response|/std)/cells"),
                       (1500, 620), (330, 120, 1465, 420)),
@@ -52,7 +52,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         reports = [train(name, rate, Path(folder) / "runs") for name, rate in RATES.items()]
         (IMAGES / "report.png").write_bytes(as_png(reports[0].plot()))
-        shrink(IMAGES / "report.png")
         address = serve(Path(folder) / "runs")
         for name in SHOTS:
             shoot(address, name, Path(folder))
@@ -94,19 +93,17 @@ def serve(runs: Path) -> str:
 
 
 def shoot(address: str, name: str, folder: Path) -> None:
-    """Save what is worth showing of a page."""
+    """Save the part of a page that is worth showing."""
     page, (width, height), box = SHOTS[name]
     shot = IMAGES / f"{name}.png"
     browser = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
     command = [browser, *SWITCHES, f"--user-data-dir={folder / name}", f"--window-size={width},{height}"]
     subprocess.run([*command, f"--screenshot={shot}", f"{address}#{page}"], check=True, capture_output=True)
-    shrink(shot, box)
-
-
-def shrink(path: Path, box: tuple[int, int, int, int] | None = None) -> None:
-    """Cut a picture, and keep 256 colours: a few dozen kB."""
-    with Image.open(path) as picture:
-        picture.convert("RGB").crop(box).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    with Image.open(shot) as picture:
+        part = picture.convert("RGB").crop(box)
+        if name != "images":  # heat maps need more than 256 colours
+            part = part.quantize(256, dither=Image.Dither.NONE)
+        part.save(shot, optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,61 +1,118 @@
-"""The Custom Scalars dashboard and the card that says what each metric means."""
+"""The Custom Scalars dashboard, and the card that says how to read the pages."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from textwrap import wrap
 from typing import Any
 
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.metrics.catalog import CATALOG
+from lstm_monitor.records import Reason
 from lstm_monitor.report import Report, key, run_key
+from lstm_monitor.tables import summary_lines
 
-_BANDS = (
-    ("settling time, steps", "step/settling_time"),
-    ("size of the step response", "step/peak_response"),
-    ("amplitude at a 16-step sine", "sine/amplitude"),
-    ("activity (std) on held-out data", "activity/std"),
-    ("time constant of the forget gate, steps", "gates/tau_f"),
-    ("saturated gate activations, share", "gates/saturation"),
-)
+Charts = dict[str, list[Any]]
+
+MOST_LINES = 5
+_BANDS = {
+    "step/settling_time": "memory: settling time after a step (steps)",
+    "step/peak_response": "size of the response to a step (change of h)",
+    "activity/std": "activity on held-out data (std of h)",
+    "sine/amplitude": "gain at a 16-step cycle (h per input sd)",
+    "gates/tau_f": "time constant of the {gate} gate (steps)",
+    "gates/saturation": "saturated gates (share of activations)",
+}
+_AT_A_GLANCE = ("step/settling_time", "step/peak_response", "activity/std")
+_ABSENT = (Reason.NO_SUCH_GATE, Reason.NO_HELD_OUT)
 
 
-def dashboard(report: Report) -> dict[str, dict[str, list[Any]]]:
-    """Charts by layer for ``add_custom_scalars``: medians with their p10 to p90 band, counts, and stability."""
-    charts = {f"cells of {layer.key}": _charts(layer) for layer in report.layers}
-    charts["the monitor itself"] = {"cost, share of the training time": ["Multiline", [run_key("cost")]]}
-    return charts
+def dashboard(report: Report) -> dict[str, Charts]:
+    """Charts by category for ``add_custom_scalars``: all layers at a glance, each layer's cells, the monitor itself.
+
+    A category has charts of one kind: of mixed ones TensorBoard 2.21 shows all multiline charts first.
+    """
+    categories = {"all layers: medians": _glance(report)} if len(report.layers) > 1 else {}
+    for layer in report.layers:
+        categories[f"{layer.key}: its {layer.hidden_size} cells, median and band from p10 to p90"] = _bands(layer)
+        categories[f"{layer.key}: cells to look at, ranking, drift"] = _lines(layer)
+    return categories | {"the monitor itself": {"cost (share of the training time)": _multiline([run_key("cost")])}}
 
 
-def _charts(layer: LayerReport) -> dict[str, list[Any]]:
+def _bands(layer: LayerReport) -> Charts:
+    """Margin charts, the most telling last: TensorBoard 2.21 shows those of a category in reverse."""
+    gate = "update" if layer.kind == "gru" else "forget"
+    shown = [path for path in _BANDS if _is_measured(layer, path)]
+    return {_BANDS[path].format(gate=gate): ["Margin", _keys(layer, path)] for path in reversed(shown)}
+
+
+def _keys(layer: LayerReport, path: str) -> list[str]:
+    group, name = path.split("/")
+    return [key(str(layer.key), group, name, statistic) for statistic in ("p50", "p10", "p90")]
+
+
+def _is_measured(layer: LayerReport, path: str) -> bool:
+    """Whether this layer has such a metric; it may still be undefined for all cells of now."""
+    return path in layer.metrics and not all(int(reason) in _ABSENT for reason in layer.metrics[path].reasons.unique())
+
+
+def _lines(layer: LayerReport) -> Charts:
     name = str(layer.key)
-    charts: dict[str, list[Any]] = {}
-    for title, path in _BANDS:
-        if path in layer.metrics:
-            group, metric = path.split("/")
-            charts[title] = ["Margin", [key(name, group, metric, s) for s in ("p50", "p10", "p90")]]
     counts = [key(name, group, metric, "count") for group, metric, _ in layer.counts()]
-    charts["cells: unsettled, silent, dead"] = ["Multiline", counts]
-    stability = [key(name, "ranking", metric, "previous") for metric in ("tau", "top_overlap")]
-    charts["ranking: agreement with the check before"] = ["Multiline", stability]
+    stability = [key(name, "ranking", "tau", "previous"), key(name, "ranking", "tau", "first")]
+    drifts = [key(name, "drift", CATALOG[path].name, "previous") for path in _AT_A_GLANCE if _is_measured(layer, path)]
+    return {
+        "cells not settled, not at rest, silent, dead (count)": _multiline(counts),
+        "ranking: tau with the last and first check": _multiline(stability),
+        "drift since the last check (in spreads of the cells)": _multiline(drifts),
+    }
+
+
+def _glance(report: Report) -> Charts:
+    """The median cell of every layer, at most five layers a chart."""
+    charts: Charts = {}
+    for start in range(0, len(report.layers), MOST_LINES):
+        layers = report.layers[start : start + MOST_LINES]
+        part = f", layers {start + 1} to {start + len(layers)}" if len(report.layers) > MOST_LINES else ""
+        for path in _AT_A_GLANCE:
+            keys = [_keys(layer, path)[0] for layer in layers if _is_measured(layer, path)]
+            charts |= {_BANDS[path] + part: _multiline(keys)} if keys else {}
     return charts
+
+
+def _multiline(keys: list[str]) -> list[Any]:
+    return ["Multiline", keys]
+
+
+_PAGES = """
+## Which page shows what
+
+| page | what you see there |
+|---|---|
+| Custom Scalars | the dashboard: for every layer the median cell with the band from p10 to p90 of its cells, how many \
+cells never settle, never rest, hardly move or are dead, and how far ranking and metrics moved since the check before |
+| Images | how every cell answers a step, its gain over frequency, and the places of the leading cells; drag the \
+slider to go through the training (start TensorBoard with `--samples_per_plugin images=200` to keep all pictures) |
+| Distributions | all cells of a metric over the training; names ending in `cells_log10` show log10, so 1 is 10 steps |
+
+Every check plays steps and sines into a copy of each layer, around the inputs that the layer really receives; the \
+training is not touched. These metrics say how a cell behaves, not how much the network needs it. What is undefined \
+(a cell that never settles has no settling time) is left out of medians and counted.
+
+## What each metric means
+"""
 
 
 def guide(report: Report) -> str:
-    """A card in Markdown: how to read the pages, and every metric in words."""
-    lines = [
-        "## How to read these pages",
-        "",
-        "Every check plays steps and sines into a copy of each recurrent layer, around the inputs it really receives, "
-        "and measures every cell. *Custom Scalars* is the dashboard; *Distributions* shows all cells of a metric over "
-        "the training (log10 for times and amplitudes); *Images* has the step responses, the gain and the ranking. "
-        "Step and sine metrics say how a cell behaves, not how much the network needs it.",
-        "",
-        *(f"- `{layer.key}`: {layer.kind.replace('_', ' ')}, {layer.hidden_size} cells, step responses over "
-          f"{layer.horizon} steps, ranked by {layer.ranking.words}" for layer in report.layers),
-        *(f"- not supported: {item}" for item in report.skipped),
-        "",
-        "| metric | unit | meaning |",
-        "|---|---|---|",
-    ]  # fmt: skip
-    shown = {path for layer in report.layers for path in layer.metrics.paths() if CATALOG[path].statistics != "table"}
-    rows = (CATALOG[path] for path in CATALOG if path in shown)
-    return "\n".join([*lines, *(f"| {spec.path} | {spec.unit} | {spec.words} |" for spec in rows)])
+    """A card in Markdown: what the cells do at this check, which page shows what, and every metric in words."""
+    when = "" if report.step is None else f" at step {report.step}"
+    lines = summary_lines(report.layers, report.skipped)
+    found = ["```", *(part for line in lines for part in wrap(line, 104, subsequent_indent="    ")), "```"]
+    return "\n".join([f"## The cells{when}", "", *found, _PAGES, *_metric_table(report)])
+
+
+def _metric_table(report: Report) -> Iterator[str]:
+    yield from ("| metric | unit | meaning |", "|---|---|---|")
+    for path, spec in CATALOG.items():
+        if spec.statistics != "table" and any(_is_measured(layer, path) for layer in report.layers):
+            yield f"| {path} | {spec.unit} | {spec.words} |"

@@ -7,27 +7,32 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
 
 def callback_class() -> Any:
-    """The callback for the package in use; with both loaded, one class that belongs to both.
+    """The callback for the package in use; one class for both where both are loaded, or installed and none loaded.
 
     Raises:
         ImportError: neither package is installed.
     """
-    loaded: list[str] = [name for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules]
-    if not loaded:
-        loaded = [name for name in ("lightning", "pytorch_lightning") if find_spec(name) is not None][:1]
-    if not loaded:
+    names = [name for name in PACKAGES if sys.modules.get(name) is not None]
+    names = names or [name for name in PACKAGES if find_spec(name.partition(".")[0]) is not None]
+    if not names:
         raise ImportError('LSTMMonitorCallback needs Lightning: pip install "lstm-monitor[lightning]"')
-    if len(loaded) == 2:
+    return _class_for(tuple(names))
+
+
+def _class_for(names: tuple[str, ...]) -> Any:
+    if len(names) == 2:
         return _for_both()
-    if loaded[0].startswith("lightning"):
-        from lstm_monitor.integrations import lightning_callback
+    if names[0] == "pytorch_lightning":
+        from lstm_monitor.integrations import pytorch_lightning_callback
 
-        return lightning_callback.LSTMMonitorCallback
-    from lstm_monitor.integrations import pytorch_lightning_callback
+        return pytorch_lightning_callback.LSTMMonitorCallback
+    from lstm_monitor.integrations import lightning_callback
 
-    return pytorch_lightning_callback.LSTMMonitorCallback
+    return lightning_callback.LSTMMonitorCallback
 
 
 @cache

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from lstm_monitor.guard import OnError
 from lstm_monitor.integrations._lightning_loggers import sinks_of
+from lstm_monitor.integrations._lightning_support import GuardedRecorder, monitored_keys, tell_unknown
 from lstm_monitor.layers import find_layers
 from lstm_monitor.monitor import LSTMMonitor
-from lstm_monitor.recordings import Recorder, Recording
+from lstm_monitor.recordings import HELD_OUT_STEPS, Recorder, Recording
 from lstm_monitor.records import Thresholds
-from lstm_monitor.report import PREFIX, Report
+from lstm_monitor.report import Report
 from lstm_monitor.sinks import FanOut, Sink
 
 
@@ -34,6 +36,8 @@ class LightningHooks:
         forward: called as ``forward(module, batch)`` where the module takes its held-out batch in another way.
         lengths: (N,) steps of each held-out sequence that are no padding.
         mask: (N, T) True for the held-out steps that count.
+        horizon: steps of the step responses; None for as many as the cells need at the first check.
+        held_out_steps: about how many sequence steps of the held-out data each check uses.
         sinks: more places for reports, besides the Trainer's loggers.
         pictures_every: draw pictures at every n-th check and at the last; 0 never; None as often as drawing takes at
             most 1% of the training time.
@@ -57,6 +61,8 @@ class LightningHooks:
         forward: Callable[[nn.Module, Any], Any] | None = None,
         lengths: Any = None,
         mask: Any = None,
+        horizon: int | None = None,
+        held_out_steps: int = HELD_OUT_STEPS,
         sinks: list[Any] | None = None,
         pictures_every: int | None = None,
         budget: float | None = None,
@@ -75,6 +81,8 @@ class LightningHooks:
             "forward": forward,
             "lengths": lengths,
             "mask": mask,
+            "horizon": horizon,
+            "held_out_steps": held_out_steps,
             "budget": budget,
             "thresholds": thresholds,
             "on_error": on_error,
@@ -93,8 +101,8 @@ class LightningHooks:
         self._handles: list[Any] = []
         self._recordings: dict[nn.Module, Recording] | None = None
         self._logger_sinks: list[Sink] = []
-        self._last_step = 0
         self._values: dict[str, float] = {}
+        self._told = self._late = False
 
     # State
 
@@ -105,9 +113,11 @@ class LightningHooks:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors, so that a checkpoint loads with ``weights_only=True``."""
-        if self.monitor is None:
-            return self._state or {}
-        return self.monitor.state_dict()
+        state = self._state or {}
+        if self.monitor is not None:
+            with self.monitor.guard.protect("Writing the checkpoint"):
+                state = self.monitor.state_dict() | {"values": self._values}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written, once the training starts."""
@@ -116,10 +126,9 @@ class LightningHooks:
             self._restore(self.monitor)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The options and what was measured, without the model, the Trainer's logging function or open files."""
+        """The options and the last report, without the model, the Trainer's logging function or open files."""
         kept = ("_options", "name", "pictures_every", "sinks", "_state", "report")
-        state = {name: value for name, value in vars(self).items() if name in kept}
-        return state | {"_state": self.state_dict() or None}
+        return {name: value for name, value in vars(self).items() if name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As after the constructor."""
@@ -134,49 +143,25 @@ class LightningHooks:
         self.monitor = LSTMMonitor(pl_module, sinks=self.sinks, **self._options)
         self._restore(self.monitor)
         self._active = True
-        with self.monitor.guard.protect("Reaching the loggers"):
-            self._logger_sinks = sinks_of(trainer, self.pictures_every)
-
-    def _restore(self, monitor: LSTMMonitor) -> None:
-        if self._state:
-            with monitor.guard.protect("Reading the checkpoint"):
-                monitor.load_state_dict(self._state)
-        self._state = None
+        self._do("Reaching the loggers", self._reach_loggers, trainer)
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make the first check, unless the run is resumed, or validation is still to bring held-out data."""
-        self._last_step = trainer.global_step
-        if self._monitor is None:
-            return self._log_values(trainer, pl_module)
-        self._monitor.clock.start()
-        waiting = self._recordings is None and self._wants_recordings(trainer)
-        if self._monitor.checks == 0 and not waiting:
-            self._check(trainer, first=True)
-        self._log_values(trainer, pl_module)
+        self._do("The start of the training", self._start, trainer)
+        self._give_values(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
         """Check if a number of optimizer steps is due."""
-        before, self._last_step = self._last_step, trainer.global_step
-        if self._monitor is not None and self._last_step != before:
-            self._monitor.steps = self._last_step
-            if self._monitor.due(self._monitor.steps_due, before, self._last_step):
-                self._check(trainer)
+        self._do("Counting steps", self._count_steps, trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Check if a number of epochs is due, and give values to callbacks that monitor them."""
-        epochs = trainer.current_epoch + 1
-        if self._monitor is not None:
-            self._monitor.steps, self._monitor.epochs = trainer.global_step, epochs
-            if self._monitor.due(self._monitor.epochs_due, epochs - 1, epochs):
-                self._check(trainer, ended=True)
-        self._log_values(trainer, pl_module)
+        self._do("The end of an epoch", self._count_epochs, trainer)
+        self._give_values(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make the last check where steps were made since the one before, and close the sinks."""
-        if self._monitor is not None:
-            self._monitor.steps = trainer.global_step
-            if self._monitor.checked_at != trainer.global_step:
-                self._check(trainer, ended=True)
+        self._do("The end of the training", self._finish, trainer)
         self._end()
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
@@ -185,68 +170,128 @@ class LightningHooks:
 
     def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Get ready to record what the layers receive."""
-        if self._monitor is not None and self._wants_recordings(trainer):
-            with self._monitor.guard.protect("Looking for recurrent layers"):
-                found = find_layers(pl_module, self._options["layers"])
-                self._recorder = Recorder(dict.fromkeys(layer.module for layer in found))
+        self._do("Looking for recurrent layers", self._prepare_recorder, trainer)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
         """Record one batch, by hooks that live until it ends."""
-        if self._monitor is not None and self._recorder is not None and not self._recorder.full():
-            with self._monitor.guard.protect("Recording held-out inputs"):
-                self._handles = self._recorder.attach()
+        self._do("Recording held-out inputs", self._attach, trainer)
 
     def on_validation_batch_end(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
         """Take the hooks off."""
-        if self._recorder is not None and self._handles:
-            handles, self._handles = self._handles, []
-            self._recorder.detach(handles)
+        self._remove_hooks()
+        if self._recorder is not None and self.monitor is not None:
+            with self.monitor.guard.protect("Recording held-out inputs"):
+                self._recorder.detach([])
 
     def on_validation_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Keep what was recorded for the next check."""
-        if self._recorder is not None and self._monitor is not None:
-            with self._monitor.guard.protect("Recording held-out inputs"):
-                self._recordings = self._recorder.recordings()
+        self._do("Recording held-out inputs", self._keep_recordings, trainer)
         self._recorder = None
 
-    # What the hooks share
+    # What the hooks do
 
     @property
     def _monitor(self) -> LSTMMonitor | None:
         """The monitor while there is something to do for it."""
         return self.monitor if self._active and self.monitor is not None and not self.monitor.guard.idle else None
 
+    def _do(self, doing: str, act: Callable[[LSTMMonitor, Any], None], trainer: Any) -> None:
+        """The part of a hook that may fail: not done while the monitor rests."""
+        monitor = self._monitor
+        if monitor is not None:
+            with monitor.guard.protect(doing):
+                act(monitor, trainer)
+
+    def _reach_loggers(self, monitor: LSTMMonitor, trainer: Any) -> None:
+        self._logger_sinks = sinks_of(trainer, self.pictures_every)
+
+    def _restore(self, monitor: LSTMMonitor) -> None:
+        state, self._state = self._state, None
+        if state:
+            with monitor.guard.protect("Reading the checkpoint"):
+                monitor.load_state_dict(state)
+                self._values = dict(state.get("values", {}))
+
+    def _start(self, monitor: LSTMMonitor, trainer: Any) -> None:
+        monitor.steps, monitor.epochs = trainer.global_step, trainer.current_epoch
+        monitor.clock.start()
+        if monitor.checks == 0 and not self._waits(trainer):
+            self._check(monitor, trainer)
+
+    def _count_steps(self, monitor: LSTMMonitor, trainer: Any) -> None:
+        before, monitor.steps = monitor.steps, trainer.global_step
+        if monitor.due(monitor.steps_due, before, monitor.steps):
+            self._late = self._waits(trainer)
+            if not self._late:
+                self._check(monitor, trainer)
+
+    def _count_epochs(self, monitor: LSTMMonitor, trainer: Any) -> None:
+        monitor.steps, monitor.epochs = trainer.global_step, trainer.current_epoch + 1
+        if self._recordings is None and monitor.epochs % (trainer.check_val_every_n_epoch or 1) == 0:
+            self._recordings = {}  # validation was due and brought nothing
+        if monitor.due(monitor.epochs_due, monitor.epochs - 1, monitor.epochs) and not self._waits(trainer):
+            self._check(monitor, trainer, ended=True)
+
+    def _finish(self, monitor: LSTMMonitor, trainer: Any) -> None:
+        monitor.steps = trainer.global_step
+        if monitor.checked_at != monitor.progress:
+            self._check(monitor, trainer, ended=True)
+
+    def _prepare_recorder(self, monitor: LSTMMonitor, trainer: Any) -> None:
+        if self._wants_recordings(trainer) and monitor.model is not None:
+            found = find_layers(monitor.model, monitor.layers)
+            modules = dict.fromkeys(layer.module for layer in found)
+            self._recorder = GuardedRecorder(modules, monitor)
+
+    def _attach(self, monitor: LSTMMonitor, trainer: Any) -> None:
+        if self._recorder is not None and not self._recorder.full():
+            self._handles = self._recorder.attach()
+
+    def _keep_recordings(self, monitor: LSTMMonitor, trainer: Any) -> None:
+        if self._recorder is not None:
+            self._recordings = self._recorder.recordings()
+        if self._late:
+            self._late = False
+            self._check(monitor, trainer)
+
     def _wants_recordings(self, trainer: Any) -> bool:
         return self._options["held_out"] is None and bool(trainer.enable_validation)
 
-    def _check(self, trainer: Any, *, first: bool = False, ended: bool = False) -> None:
-        assert self.monitor is not None
+    def _waits(self, trainer: Any) -> bool:
+        """Whether checks wait for validation's held-out data: the first one sets the operating point for all.
+
+        One that was due meanwhile is made as soon as the validation ends.
+        """
+        return self._recordings is None and self._wants_recordings(trainer)
+
+    def _check(self, monitor: LSTMMonitor, trainer: Any, *, ended: bool = False) -> None:
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
         step = max(stepped - 1, 0) if ended else stepped  # loggers write the end of an epoch at its last batch
-        epoch = trainer.current_epoch + (0 if first else 1)
-        self.monitor.check(step, epoch, self._recordings, self._logger_sinks)
-        self.report = self.monitor.report or self.report
+        monitor.check(step, recordings=self._recordings, extra_sinks=self._logger_sinks)
+        self.report = monitor.report or self.report
 
-    def _log_values(self, trainer: Any, pl_module: Any) -> None:
-        """Give every scalar to the Trainer, finite from the start: EarlyStopping ends at NaN or a missing key."""
-        if not self._active or self.monitor is None or trainer.barebones:
-            return
-        with self.monitor.guard.protect("Giving values to other callbacks"):
-            asked = dict.fromkeys(monitored_keys(trainer), 0.0)
-            latest = {} if self.report is None else self.report.scalars()
-            self._values = asked | self._values | latest
-            pl_module.log_dict(self._values, logger=False, on_step=False, on_epoch=True, batch_size=1)
+    def _give_values(self, trainer: Any) -> None:
+        """Give every scalar to the Trainer, finite from the start: EarlyStopping ends at NaN or a missing key.
+
+        Straight into its dict: what is logged in ``on_train_start`` is not there yet in the first validation.
+        """
+        if self._active and self.monitor is not None:
+            with self.monitor.guard.protect("Giving values to other callbacks"):
+                asked, report = dict.fromkeys(monitored_keys(trainer), 0.0), self.monitor.report
+                if report is not None and not self._told:
+                    self._told = True
+                    tell_unknown(asked, report)
+                self._values = asked | self._values | ({} if report is None else report.scalars())
+                trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._values.items()})
+
+    def _remove_hooks(self) -> None:
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
 
     def _end(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        if self._active and self.monitor is not None:
+        self._remove_hooks()
+        active, self._active, self._recorder, self._recordings = self._active, False, None, None
+        if active and self.monitor is not None:
             with self.monitor.guard.protect("Closing the sinks"):
                 FanOut([*self.sinks, *self._logger_sinks]).close()
-        self._active, self._handles, self._recorder, self._recordings = False, [], None, None
-
-
-def monitored_keys(trainer: Any) -> list[str]:
-    """Our keys that another callback of the Trainer monitors."""
-    keys = (getattr(callback, "monitor", None) for callback in trainer.callbacks)
-    return [key for key in keys if isinstance(key, str) and key.startswith(f"{PREFIX}/")]

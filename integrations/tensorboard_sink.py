@@ -56,18 +56,14 @@ class TensorBoardSink:
         self._writer: Any = None
         self._reports = 0
         self._undrawn: Report | None = None
+        self._last: Report | None = None
         self._drawing, self._began = 0.0, time.perf_counter()
 
     def write(self, report: Report) -> None:
         """Write one report at its step."""
         writer = self._open(report)
-        step = report.step or 0
-        if self.scalars:
-            for name, value in report.scalars().items():
-                writer.add_scalar(name, value, step)
-        for name, values in report.histograms().items():
-            _add_histogram(writer, name, values, step)
-        self._undrawn = report
+        writer.file_writer.add_summary(_summary(report, self.scalars), report.step or 0)
+        self._undrawn = self._last = report
         if self._picture_due():
             self._draw()
         self._reports += 1
@@ -78,15 +74,23 @@ class TensorBoardSink:
         if self._writer is not None:
             if self._undrawn is not None and self.pictures_every != 0:
                 self._draw()
+            if self._last is not None and self._reports > 1:
+                self._explain(self._last)
             self._writer.flush()
             if self.log_dir is not None:
                 self._writer.close()
-        self._writer = self._undrawn = None
+        self._writer = self._undrawn = self._last = None
         self._reports = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """The options: a copy opens a writer of its own."""
-        return vars(self) | {"_writer": None, "_undrawn": None}
+        return vars(self) | {"_writer": None, "_undrawn": None, "_last": None, "_reports": 0}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TensorBoardSink:
+        """A sink with the same options; a given writer is shared."""
+        copy = type(self).__new__(type(self))
+        vars(copy).update(self.__getstate__())
+        return copy
 
     def _open(self, report: Report) -> Any:
         if self._writer is None:
@@ -104,9 +108,12 @@ class TensorBoardSink:
         """The card, and the dashboard in a sub-run: a second layout in one run would replace the user's."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer.add_text(run_key("guide"), guide(report), 0)
+        self._explain(report)
         with SummaryWriter(os.path.join(str(self._writer.log_dir), PREFIX)) as layout:
             layout.add_custom_scalars(dashboard(report))
+
+    def _explain(self, report: Report) -> None:
+        self._writer.add_text(run_key("guide"), guide(report), report.step or 0)
 
     def _picture_due(self) -> bool:
         if self.pictures_every is not None:
@@ -128,11 +135,25 @@ def _has_matplotlib() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def _add_histogram(writer: Any, name: str, values: Values, step: int) -> None:
+def _summary(report: Report, with_scalars: bool) -> Any:
+    """All scalars and histograms of a report as one event: a hundred single ones take five times as long."""
+    from torch.utils.tensorboard.summary import scalar
+
+    parts = [scalar(name, value) for name, value in report.scalars().items()] if with_scalars else []
+    parts += [_histogram(name, values) for name, values in report.histograms().items()]
+    whole = type(parts[0])()
+    for part in parts:
+        whole.value.extend(part.value)
+    return whole
+
+
+def _histogram(name: str, values: Values) -> Any:
+    from torch.utils.tensorboard.summary import histogram_raw
+
     low, high = float(values[0]), float(values[-1])
     margin = 1e-9 + 1e-6 * max(abs(low), abs(high))
     counts, edges = np.histogram(values, bins=BINS, range=(low - margin, high + margin))
-    writer.add_histogram_raw(
+    return histogram_raw(
         name,
         min=low,
         max=high,
@@ -141,5 +162,4 @@ def _add_histogram(writer: Any, name: str, values: Values, step: int) -> None:
         sum_squares=float(np.square(values).sum()),
         bucket_limits=edges[1:].tolist(),
         bucket_counts=counts.tolist(),
-        global_step=step,
     )

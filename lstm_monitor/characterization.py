@@ -94,7 +94,8 @@ def examine(
         for snap in snaps:
             probe = probes.get(snap.key) or design_probe(snap, thresholds, horizon)
             pairs.append((_examine(replace(snap, point=probe.point), probe, rank_by, thresholds), probe))
-        return to_host(tuple(pairs))
+        on_host = all(snap.hidden_mean.device.type == "cpu" for snap in snaps)
+        return tuple(pairs) if on_host else to_host(tuple(pairs))
 
 
 def _examine(snap: Snapshot, probe: Probe, rank_by: str, thresholds: Thresholds) -> LayerReport:
@@ -119,9 +120,16 @@ def _examine(snap: Snapshot, probe: Probe, rank_by: str, thresholds: Thresholds)
         periods=tuple(1 / float(sine.frequency or 1) for sine in probe.sines),
         metrics=metrics,
         ranking=rank(snap, metrics, rank_by),
-        trace=Trace(steps.stimuli[0].name, (steps.hidden[0] - steps.baseline[:, None]).contiguous()),
+        trace=_trace(steps, metrics),
         settled=steps.settled,
     )
+
+
+def _trace(steps: Response, metrics: Metrics) -> Trace:
+    """The response to the step after which most cells settle, the first of equals."""
+    assert steps.baseline is not None
+    shown = int((metrics["step/settling_time"].reasons == 0).sum(1).argmax())
+    return Trace(steps.stimuli[shown].name, (steps.hidden[shown] - steps.baseline[:, None]).contiguous())
 
 
 def _probe_responses(snap: Snapshot, probe: Probe, mode: Mode, thresholds: Thresholds) -> list[Response]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -26,3 +28,15 @@ def choose(argument: str, name: str, allowed: Iterable[str]) -> str:
     if name not in names:
         raise unknown(argument, name, names)
     return name
+
+
+def require(name: str, extra: str) -> ModuleType:
+    """The optional module `name`.
+
+    Raises:
+        ImportError: it is not installed; the message holds the line that installs it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImportError(f'{name} is needed for this: pip install "lstm-monitor[{extra}]" ({error})') from error

@@ -14,9 +14,6 @@ R = TypeVar("R")
 
 def to_host(record: R) -> R:
     """The same frozen record (or tuple of records) with every tensor on the CPU: one transfer for all of them."""
-    first = next(_tensors(record), None)
-    if first is None or first.device.type == "cpu":
-        return record
     tensors = list({id(t): t for t in _tensors(record) if t.device.type != "cpu"}.values())
     moved = dict(zip(map(id, tensors), _move(tensors), strict=True))
     result: R = _rebuild(record, moved)

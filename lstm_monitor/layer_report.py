@@ -77,8 +77,9 @@ class LayerReport:
         return None if bool(torch.isnan(std).all()) else std < Thresholds().dead
 
     def counts(self) -> Iterator[tuple[str, str, int]]:
-        """(group, name, number of cells): flagged, silent, dead."""
+        """(group, name, number of cells): flagged, not at rest, silent, dead."""
         yield "step", "flagged", int(self.flagged().sum())
+        yield "step", "not_at_rest", int((~self.settled).sum())
         yield "step", "silent", int(self.silent().sum())
         dead = self.dead()
         if dead is not None:

@@ -34,7 +34,8 @@ class LSTMMonitor:
 
     Args:
         model: the module that trains; or `set_model` later, at the latest before `on_train_begin`.
-        held_out: data on which to set the operating point and measure activity and gates; see `characterize`.
+        held_out: data on which to set the operating point and measure activity and gates; see `characterize`. The
+            model runs on it at each check, so a few dozen sequences are enough.
         sinks: where reports go, for instance ``[TensorBoardSink("runs/a")]``.
         every_n_epochs: check after every n-th epoch, or a schedule: a function of the number of epochs done. The
             default is 1 where `every_n_steps` is not given either.

@@ -13,6 +13,7 @@ from lstm_monitor.responses import respond
 from lstm_monitor.stimuli import random_bank
 
 STD_OUTGOING = "std_x_outgoing"
+RANDOM_STD_OUTGOING = "random_std_x_outgoing"
 
 
 def ranking_names() -> tuple[str, ...]:
@@ -38,7 +39,8 @@ def rank(snapshot: Snapshot, metrics: Metrics, by: str = "auto") -> Ranking:
         metrics: its metrics.
         by: "auto" and "std_x_outgoing" are held-out std x outgoing weights, where the outgoing weights of a cell are
             the norms of its columns in the module that reads the layer and in its own recurrence, each over their
-            mean; without held-out data the std is that on a random bank. Or any metric, such as "settling_time" or
+            mean; without held-out data the std is that on a random bank (then it is named
+            "random_std_x_outgoing"). Or any metric, such as "settling_time" or
             "step_alone/settling_time": the cell's value.
 
     Returns:
@@ -49,8 +51,7 @@ def rank(snapshot: Snapshot, metrics: Metrics, by: str = "auto") -> Ranking:
     """
     check_ranking_name(by)
     if by in ("auto", STD_OUTGOING):
-        scores, words = _std_outgoing(snapshot, metrics)
-        return ranked(snapshot, STD_OUTGOING, words, scores)
+        return _std_outgoing(snapshot, metrics)
     path = by if by in CATALOG else next(path for path, spec in CATALOG.items() if spec.name == by)
     if path not in metrics:
         raise ValueError(f"rank_by={by!r} was not measured for {snapshot.key}, a {snapshot.kind} layer")
@@ -62,15 +63,17 @@ def ranked(snapshot: Snapshot, name: str, words: str, scores: Tensor) -> Ranking
     return Ranking(snapshot.key, name, words, scores, (-scores).argsort(stable=True))  # ascending puts NaN last
 
 
-def _std_outgoing(snapshot: Snapshot, metrics: Metrics) -> tuple[Tensor, str]:
+def _std_outgoing(snapshot: Snapshot, metrics: Metrics) -> Ranking:
     if snapshot.held_out is not None and "activity/std" in metrics:
-        std, source = metrics["activity/std"].cells, "held-out std"
+        name, source, std = STD_OUTGOING, "held-out std", metrics["activity/std"].cells
     else:
         response = respond(snapshot, random_bank(snapshot.point))
         assert response.mask is not None
-        std, source = activity.std(response.hidden, response.mask), "std on random sequences"
+        std = activity.std(response.hidden, response.mask)
+        name, source = RANDOM_STD_OUTGOING, "std on random sequences"
     readers = "its own recurrence" if snapshot.reader is None else f"{snapshot.reader} and its own recurrence"
-    return std * outgoing_weights(snapshot), f"{source} x outgoing weights (into {readers})"
+    words = f"{source} x outgoing weights (into {readers})"
+    return ranked(snapshot, name, words, std * outgoing_weights(snapshot))
 
 
 def outgoing_weights(snapshot: Snapshot) -> Tensor:
@@ -87,10 +90,13 @@ def outgoing_weights(snapshot: Snapshot) -> Tensor:
 def agreement(now: Ranking, earlier: Ranking) -> Agreement:
     """Kendall's tau-b of the scores of the cells defined in both, and the shared part of the top tenths.
 
-    tau is NaN if fewer than two cells are defined in both, or if all scores of one ranking are equal.
+    Both are NaN for rankings by different scores. tau is NaN if fewer than two cells are defined in both, or if all
+    scores of one ranking are equal.
     """
     from scipy.stats import kendalltau
 
+    if now.name != earlier.name:
+        return Agreement(float("nan"), float("nan"))
     a, b = now.scores.cpu().double().numpy(), earlier.scores.cpu().double().numpy()
     both = ~((a != a) | (b != b))
     tau = float(kendalltau(a[both], b[both]).statistic) if both.sum() > 1 else float("nan")

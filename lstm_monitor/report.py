@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lstm_monitor import figures
 from lstm_monitor.distributions import Values, finite, quantiles
+from lstm_monitor.errors import require
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.metrics.catalog import CATALOG, DRIFTING, MetricSpec
 from lstm_monitor.records import Drift, Metric
@@ -89,13 +91,21 @@ class Report:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a cell, one column a metric (``group/name``), with its layer, rank and score."""
-        import pandas as pd
+        """One row a cell, one column a metric (``group/name``), with its layer, rank (0 is first) and score.
 
+        Raises:
+            ImportError: pandas is not installed (extra ``plots``).
+        """
+        pd = require("pandas", "plots")
         return pd.concat([pd.DataFrame(layer_table(layer)) for layer in self.layers], ignore_index=True)
 
     def plot(self) -> Figure:
-        """One picture of all layers: step responses, Bode picture and time scales, a row a layer."""
+        """One picture of all layers, a row a layer: step responses, gain, and time scale and size of every cell.
+
+        Raises:
+            ImportError: matplotlib is not installed (extra ``plots``).
+        """
+        require("matplotlib", "plots")
         return figures.overview(self.layers)
 
     def in_words(self, count: int = 3) -> str:
@@ -107,8 +117,9 @@ class Report:
         return "\n".join(summary_lines(self.layers, self.skipped))
 
     def _repr_html_(self) -> str:
-        """The same for a notebook, with the picture."""
-        return page(repr(self), figures.as_png(self.plot()))
+        """The same for a notebook, with the picture where matplotlib is installed."""
+        has_pictures = find_spec("matplotlib") is not None
+        return page(repr(self), figures.as_png(self.plot()) if has_pictures else None)
 
 
 def _layer_scalars(layer: LayerReport) -> Iterator[tuple[str, float]]:
@@ -169,6 +180,7 @@ def documented_keys() -> tuple[tuple[str, str, str], ...]:
 LAYER = "<layer>"
 _COUNTS = (
     ("step", "flagged", "cells that still drift or oscillate at the end of most step responses"),
+    ("step", "not_at_rest", "cells that still move after 256 steps without a stimulus: the layer oscillates by itself"),
     ("step", "silent", "cells that no step moves"),
     ("activity", "dead", "cells with a std under 0.001 on held-out data"),
 )
@@ -180,7 +192,7 @@ _STABILITY = (
 )
 _PICTURES = (
     ("step_responses", "step responses of all cells, sorted by settling time"),
-    ("bode", "amplitude of the cells over the period of the sine"),
+    ("bode", "gain of the cells over the period of the input"),
     ("ranking", "places of the leading cells over the training, from the second check on"),
 )
 _RUN = (

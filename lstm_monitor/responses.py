@@ -71,7 +71,7 @@ def respond(
 def _respond_to_sequences(
     snapshot: Snapshot, weights: LayerWeights, sequences: Sequences, mode: Mode, record: Sequence[str]
 ) -> Response:
-    inputs = sequences.inputs.transpose(0, 1)
+    inputs = sequences.inputs.transpose(0, 1).to(weights.weight_ih)
     start = start_of(weights, sequences)
     known = mode == "coupled" and sequences is snapshot.held_out
     hidden = snapshot.held_out_hidden if known else None
@@ -139,7 +139,7 @@ def _engine(mode: Mode):  # type: ignore[no-untyped-def]  # the signature of run
 
 def shift_to(weights: LayerWeights, mean: Tensor) -> LayerWeights:
     """The same layer for inputs counted from `mean`: the constant goes into the bias."""
-    return replace(weights, bias_ih=weights.bias_ih + weights.weight_ih @ mean)
+    return replace(weights, bias_ih=weights.bias_ih + weights.weight_ih @ mean.to(weights.weight_ih))
 
 
 def _compact(weights: LayerWeights, stimuli: tuple[Stimulus, ...]) -> tuple[LayerWeights, Tensor]:

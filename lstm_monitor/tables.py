@@ -40,7 +40,8 @@ def summary_lines(layers: Sequence[LayerReport], skipped: Sequence[str] = ()) ->
 
 
 def _layer_lines(layer: LayerReport) -> Iterator[str]:
-    yield f"{layer.key}: {layer.kind.replace('_', ' ')}, {layer.input_size} features -> {layer.hidden_size} cells"
+    features = "1 feature" if layer.input_size == 1 else f"{layer.input_size} features"
+    yield f"{layer.key}: {layer.kind.replace('_', ' ')}, {features} -> {layer.hidden_size} cells"
     for path in _HEADLINES:
         if path in layer.metrics:
             p10, p50, p90 = quantiles(finite(layer.metrics[path].cells))
@@ -50,7 +51,8 @@ def _layer_lines(layer: LayerReport) -> Iterator[str]:
     yield from (f"  {note}" for note in notes(layer))
     order = layer.ranking.order.tolist()
     top, bottom = ", ".join(map(str, order[:5])), ", ".join(map(str, order[-3:]))
-    yield f"  ranked by {layer.ranking.words}: first {top}; last {bottom}"
+    yield f"  ranked by {layer.ranking.words}:"
+    yield f"    first {top}; last {bottom}"
 
 
 def notes(layer: LayerReport) -> Iterator[str]:
@@ -97,11 +99,11 @@ def _cell_row(layer: LayerReport, label: str, cell: int) -> str:
     )
 
 
-def page(text: str, png: bytes) -> str:
-    """The lines and the picture as HTML for a notebook."""
-    picture = base64.b64encode(png).decode()
-    return (
-        f'<div><pre style="line-height:1.35">{html.escape(text)}</pre>'
-        f'<img alt="step responses, gain and time scales of every layer" style="max-width:100%" '
-        f'src="data:image/png;base64,{picture}"></div>'
-    )
+def page(text: str, png: bytes | None) -> str:
+    """The lines, and the picture if there is one, as HTML for a notebook."""
+    lines = f'<pre style="line-height:1.35">{html.escape(text)}</pre>'
+    if png is None:
+        return f"<div>{lines}</div>"
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    words = "step responses, gain, and time scale and size of every cell"
+    return f'<div>{lines}<img alt="{words}" style="max-width:100%" src="{source}"></div>'

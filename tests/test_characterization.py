@@ -95,7 +95,7 @@ def test_the_horizon_starts_at_the_tasks_length(x: torch.Tensor) -> None:
 
 def test_a_slow_cell_is_counted_and_its_time_undefined() -> None:
     layer = lm.characterize(memory_of(3000)).layers[0]
-    assert dict((name, count) for _, name, count in layer.counts()) == {"flagged": 1, "silent": 0}
+    assert dict((name, count) for _, name, count in layer.counts()) == {"flagged": 1, "not_at_rest": 0, "silent": 0}
     assert "still drifting" in layer.metrics["step/settling_time"].why_nan(0)
 
 

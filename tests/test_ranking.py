@@ -77,6 +77,7 @@ def test_without_data_the_std_is_that_on_random_sequences() -> None:
     state = torch.get_rng_state()
     ranking = lm.rank(snap, metrics)
     assert torch.equal(state, torch.get_rng_state())
+    assert ranking.name == "random_std_x_outgoing"
     assert ranking.words.startswith("std on random sequences x outgoing weights")
     assert torch.isfinite(ranking.scores).all()
     assert torch.equal(ranking.order, lm.rank(snap, metrics).order)

@@ -109,6 +109,7 @@ def test_one_transfer_brings_a_record_to_the_host_unchanged() -> None:
     pieces = [torch.arange(5), torch.rand(3, 2), torch.rand(4, dtype=torch.float64).t(), torch.tensor([True, False])]
     from lstm_monitor.host import _move
 
+    assert _move([]) == []
     for before, after in zip(pieces, _move(pieces), strict=True):
         assert before.dtype == after.dtype
         assert torch.equal(before, after)

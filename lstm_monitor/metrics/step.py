@@ -223,7 +223,7 @@ def settling_time(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = 
 
     Example:
         >>> t = torch.arange(200.0)
-        >>> settling_time(1 - 0.9 ** (t + 1))  # 0.9 ** (t + 1) > 0.1 for t = 0 ... 20
+        >>> settling_time(1 - 0.9 ** (t + 1), y0=torch.tensor(0.0))  # 0.9 ** (t + 1) > 0.1 for t = 0 ... 20
         tensor(21.)
     """
     return summarize(y, y0, thresholds).settling_time
