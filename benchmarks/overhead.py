@@ -77,27 +77,29 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(case: Case, repeats: int, folder: str, pictures_every: int | None) -> list[tuple[float, float]]:
-    """Seconds of (an epoch, the check after it), repeated."""
+def measure(case: Case, repeats: int, folder: str, pictures_every: int | None) -> tuple[int, list[tuple[float, float]]]:
+    """The horizon, and seconds of (an epoch, the check after it), repeated."""
     network, epoch = make_epoch(case)
     sink = TensorBoardSink(folder, pictures_every=pictures_every)
-    held_out = torch.randn(64, case.length, case.features)
+    held_out = torch.randn(16, case.length, case.features)
     monitor = lm.LSTMMonitor(network, held_out, sinks=[sink], on_error="raise")
     epoch()
     monitor.on_train_begin()
     monitor.on_epoch_end(0)
     pairs = [(timed(epoch), timed(lambda: monitor.on_epoch_end(0))) for _ in range(repeats)]
     monitor.close()
-    return pairs
+    assert monitor.report is not None
+    return monitor.report.layers[0].horizon, pairs
 
 
-def row(case: Case, threads: int, pairs: list[tuple[float, float]]) -> str:
+def row(case: Case, threads: int, horizon: int, pairs: list[tuple[float, float]]) -> str:
     """A line of the table: medians, and the ratio's quartiles."""
     ratios = sorted(check / epoch for epoch, check in pairs)
     low, middle, high = statistics.quantiles(ratios, n=4)
     epoch, check = (statistics.median(values) for values in zip(*pairs, strict=True))
     return (
-        f"| LSTM({case.features} -> {case.cells}) | {case.tokens:,} | {threads} | {epoch:.2f} s | {1e3 * check:.0f} ms "
+        f"| LSTM({case.features} -> {case.cells}) | {case.tokens:,} | {threads} | {horizon} | {epoch:.2f} s "
+        f"| {1e3 * check:.0f} ms "
         f"| {middle:.2%} ({low:.2%} to {high:.2%}) |"
     )
 
@@ -109,14 +111,14 @@ def main() -> None:
     parser.add_argument("--pictures", action="store_true", help="draw pictures as the default does")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, Python {platform.python_version()}, medians of {options.repeats} epochs\n")
-    print("| layer | tokens an epoch | threads | an epoch | a check | check / epoch, median (quartiles) |")
-    print("|---|---|---|---|---|---|")
+    print("| layer | tokens an epoch | threads | horizon | an epoch | a check | check / epoch, median (quartiles) |")
+    print("|---|---|---|---|---|---|---|")
     for case in CASES:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             with tempfile.TemporaryDirectory() as folder:
-                pairs = measure(case, options.repeats, folder, None if options.pictures else 0)
-            print(row(case, threads, pairs), flush=True)
+                measured = measure(case, options.repeats, folder, None if options.pictures else 0)
+            print(row(case, threads, *measured), flush=True)
 
 
 if __name__ == "__main__":

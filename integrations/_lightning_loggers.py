@@ -10,17 +10,17 @@ from lstm_monitor.sinks import Sink
 
 
 def sinks_of(trainer: Any, pictures_every: int | None) -> list[Sink]:
-    """A sink for the scalars of each logger, and one for TensorBoard's pictures and histograms."""
-    sinks: list[Sink] = []
-    for logger in trainer.loggers:
-        sinks.append(LoggerSink(logger))
-        names = {base.__name__ for base in type(logger).__mro__}
-        if "TensorBoardLogger" in names and trainer.is_global_zero:
-            from lstm_monitor.integrations.tensorboard_sink import TensorBoardSink
+    """A sink for each logger, on the process that logs: everything into TensorBoard, scalars into the others."""
+    return [_sink_of(logger, pictures_every) for logger in trainer.loggers if trainer.is_global_zero]
 
-            writer = partial(getattr, logger, "experiment")  # a logger opens its writer when it is first used
-            sinks.append(TensorBoardSink(writer=writer, scalars=False, pictures_every=pictures_every))
-    return sinks
+
+def _sink_of(logger: Any, pictures_every: int | None) -> Sink:
+    if "TensorBoardLogger" not in {base.__name__ for base in type(logger).__mro__}:
+        return LoggerSink(logger)
+    from lstm_monitor.integrations.tensorboard_sink import TensorBoardSink
+
+    writer = partial(getattr, logger, "experiment")  # a logger opens its writer when it is first used
+    return TensorBoardSink(writer=writer, pictures_every=pictures_every)
 
 
 class LoggerSink:

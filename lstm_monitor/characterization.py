@@ -14,9 +14,9 @@ from lstm_monitor.heldout import Forward
 from lstm_monitor.host import to_host
 from lstm_monitor.layer_report import LayerReport, Trace
 from lstm_monitor.layers import find_layers
-from lstm_monitor.metrics.measuring import flagged, measure, not_measured
+from lstm_monitor.metrics.measuring import flagged, measure, measure_modes, not_measured
 from lstm_monitor.ranking import check_ranking_name, rank
-from lstm_monitor.records import LayerKey, Metrics, Mode, Probe, Response, Snapshot, Stimulus, Thresholds
+from lstm_monitor.records import LayerKey, Metric, Metrics, Mode, Probe, Response, Snapshot, Stimulus, Thresholds
 from lstm_monitor.report import Report
 from lstm_monitor.responses import respond, settle
 from lstm_monitor.snapshots import snapshot
@@ -101,14 +101,8 @@ def examine(
 def _examine(snap: Snapshot, probe: Probe, rank_by: str, thresholds: Thresholds) -> LayerReport:
     coupled = _probe_responses(snap, probe, "coupled", thresholds)
     alone = _probe_responses(snap, probe, "alone", thresholds)
-    metrics = measure(*coupled, *alone, *_held_out_responses(snap), thresholds=thresholds)
-    if snap.held_out is None:
-        missing = [
-            m
-            for g in ("activity", "gates")
-            for m in not_measured(snap.key, snap.hidden_size, g, snap.kind, snap.hidden_mean)
-        ]
-        metrics = Metrics(snap.key, (*metrics.items, *missing))
+    played = [item for pair in zip(coupled, alone, strict=True) for item in measure_modes(*pair, thresholds)]
+    metrics = Metrics(snap.key, (*played, *_held_out_metrics(snap, thresholds)))
     steps = coupled[0]
     assert steps.baseline is not None
     assert steps.settled is not None
@@ -140,8 +134,13 @@ def _probe_responses(snap: Snapshot, probe: Probe, mode: Mode, thresholds: Thres
     return [respond(snap, group, mode, rest=rest) for group in groups]
 
 
-def _held_out_responses(snap: Snapshot) -> list[Response]:
-    return [] if snap.held_out is None else [respond(snap, snap.held_out, record=("gates",))]
+def _held_out_metrics(snap: Snapshot, thresholds: Thresholds) -> list[Metric]:
+    """Activity and gates on the held-out sequences; NaN with the reason without any."""
+    if snap.held_out is not None:
+        response = respond(snap, snap.held_out, record=("gates",))
+        return list(measure(response, thresholds=thresholds).items)
+    size, like = snap.hidden_size, snap.hidden_mean
+    return [m for group in ("activity", "gates") for m in not_measured(snap.key, size, group, snap.kind, like)]
 
 
 def design_probe(snap: Snapshot, thresholds: Thresholds, horizon: int | None = None) -> Probe:

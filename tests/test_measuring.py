@@ -11,7 +11,7 @@ import lstm_monitor as lm
 from lstm_monitor import metrics
 from lstm_monitor.metrics import activity
 from lstm_monitor.metrics.catalog import CATALOG
-from lstm_monitor.metrics.measuring import flagged
+from lstm_monitor.metrics.measuring import flagged, measure_modes
 from tests import oracles
 
 KINDS = {
@@ -190,3 +190,15 @@ def test_bad_arguments_are_named() -> None:
         metrics.settling_time(torch.arange(10))
     with pytest.raises(ValueError, match="one layer"):
         lm.measure()
+
+
+def test_both_modes_in_one_pass_are_the_same_as_apart(snap: lm.Snapshot) -> None:
+    stimuli = lm.default_stimuli(snap, 128)
+    coupled, alone = lm.respond(snap, stimuli), lm.respond(snap, stimuli, "alone")
+    apart = lm.measure(coupled, alone)
+    together = measure_modes(coupled, alone, lm.Thresholds())
+    assert {item.path for item in together} == set(apart.paths())
+    for item in together:
+        torch.testing.assert_close(item.values, apart[item.path].values, equal_nan=True, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(item.cells, apart[item.path].cells, equal_nan=True, rtol=1e-9, atol=1e-12)
+        assert torch.equal(item.reasons, apart[item.path].reasons)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,6 +40,25 @@ def measure(*responses: Response, thresholds: Thresholds | None = None) -> Metri
     limits = thresholds or Thresholds()
     items = [item for response in responses for item in _measure(response, limits)]
     return Metrics(responses[0].key, tuple(items))
+
+
+def measure_modes(coupled: Response, alone: Response, thresholds: Thresholds) -> list[Metric]:
+    """As `measure` of both responses to the same stimuli, in one pass: a decoupled cell is just another cell."""
+    assert coupled.baseline is not None
+    assert alone.baseline is not None
+    traces = [response.hidden.permute(2, 0, 1) for response in (coupled, alone)]  # as the engines lay them out
+    hidden = torch.cat(traces, dim=-1).permute(1, 2, 0)
+    both = replace(coupled, hidden=hidden, baseline=torch.cat([coupled.baseline, alone.baseline]))
+    size, items = coupled.hidden.shape[1], measure(both, thresholds=thresholds).items
+    return [_part(item, item.group, slice(size)) for item in items] + [
+        _part(item, f"{item.group}_alone", slice(size, None)) for item in items
+    ]
+
+
+def _part(item: Metric, group: str, cells: slice) -> Metric:
+    return Metric(
+        group, item.name, item.values[:, cells], item.reasons[:, cells], item.labels, item.cells[cells].contiguous()
+    )
 
 
 def _measure(response: Response, thresholds: Thresholds) -> list[Metric]:
