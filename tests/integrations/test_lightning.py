@@ -198,7 +198,6 @@ def test_a_monitored_key_with_a_typo_is_told(tmp_path: Path) -> None:
         fit(tmp_path, callback(LIGHTNING), stopping)
 
 
-
 @pytest.mark.parametrize("ours", [{}, {"layers": "net.*", "every_n_epochs": 5}])
 @pytest.mark.parametrize("sanity", [0, 2])
 def test_a_monitored_value_is_there_from_the_start(ours: dict[str, Any], sanity: int, tmp_path: Path) -> None:
