@@ -10,13 +10,19 @@ from torch import nn
 
 from lstm_monitor.guard import OnError
 from lstm_monitor.integrations._lightning_loggers import sinks_of
-from lstm_monitor.integrations._lightning_support import GuardedRecorder, monitored_keys, tell_unknown
+from lstm_monitor.integrations._lightning_support import (
+    GuardedRecorder,
+    stand_in,
+    tell_unknown,
+    tell_unmeasured,
+    watched_keys,
+)
 from lstm_monitor.layers import find_layers
 from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recorder, Recording
 from lstm_monitor.records import Thresholds
 from lstm_monitor.report import Report
-from lstm_monitor.sinks import FanOut, Sink
+from lstm_monitor.sinks import FanOut, Sink, check_pictures_every
 
 
 class LightningHooks:
@@ -87,6 +93,7 @@ class LightningHooks:
             "thresholds": thresholds,
             "on_error": on_error,
         }
+        check_pictures_every(pictures_every)
         self.name, self.pictures_every = name, pictures_every
         self.sinks: list[Sink] = list(sinks or [])
         LSTMMonitor(**self._options)  # bad arguments are told at once
@@ -102,7 +109,10 @@ class LightningHooks:
         self._recordings: dict[nn.Module, Recording] | None = None
         self._logger_sinks: list[Sink] = []
         self._values: dict[str, float] = {}
-        self._told = self._late = False
+        self._measured: set[str] = set()
+        self._waited = 0
+        self._told = ""
+        self._late = False
 
     # State
 
@@ -171,6 +181,7 @@ class LightningHooks:
     def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Get ready to record what the layers receive."""
         self._do("Looking for recurrent layers", self._prepare_recorder, trainer)
+        self._give_values(trainer)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
         """Record one batch, by hooks that live until it ends."""
@@ -211,6 +222,7 @@ class LightningHooks:
             with monitor.guard.protect("Reading the checkpoint"):
                 monitor.load_state_dict(state)
                 self._values = dict(state.get("values", {}))
+                self._measured = set(self._values)
 
     def _start(self, monitor: LSTMMonitor, trainer: Any) -> None:
         monitor.steps, monitor.epochs = trainer.global_step, trainer.current_epoch
@@ -227,7 +239,8 @@ class LightningHooks:
 
     def _count_epochs(self, monitor: LSTMMonitor, trainer: Any) -> None:
         monitor.steps, monitor.epochs = trainer.global_step, trainer.current_epoch + 1
-        if self._recordings is None and monitor.epochs % (trainer.check_val_every_n_epoch or 1) == 0:
+        every = trainer.check_val_every_n_epoch  # None where validation goes by batches
+        if self._recordings is None and every is not None and monitor.epochs % every == 0:
             self._recordings = {}  # validation was due and brought nothing
         if monitor.due(monitor.epochs_due, monitor.epochs - 1, monitor.epochs) and not self._waits(trainer):
             self._check(monitor, trainer, ended=True)
@@ -277,12 +290,24 @@ class LightningHooks:
         """
         if self._active and self.monitor is not None:
             with self.monitor.guard.protect("Giving values to other callbacks"):
-                asked, report = dict.fromkeys(monitored_keys(trainer), 0.0), self.monitor.report
-                if report is not None and not self._told:
-                    self._told = True
-                    tell_unknown(asked, report)
-                self._values = asked | self._values | ({} if report is None else report.scalars())
+                self._update_values(self.monitor, watched_keys(trainer))
                 trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._values.items()})
+
+    def _update_values(self, monitor: LSTMMonitor, watched: dict[str, str]) -> None:
+        report, idle = monitor.report, monitor.guard.idle
+        if watched and idle and self._told != "unmeasured":
+            self._told = "unmeasured"
+            tell_unmeasured(watched)
+        elif report is not None and not self._told:
+            self._told = "unknown"
+            tell_unknown(watched, report)
+        scalars = {} if report is None else report.scalars()
+        self._measured.update(scalars)
+        self._waited += 1
+        for key, mode in watched.items():
+            if idle or key not in self._measured:
+                scalars[key] = stand_in(mode, self._waited, seen=key in self._measured)
+        self._values |= scalars
 
     def _remove_hooks(self) -> None:
         handles, self._handles = self._handles, []

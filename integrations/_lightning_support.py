@@ -13,6 +13,8 @@ from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.recordings import Recorder
 from lstm_monitor.report import PREFIX, Report, documented_keys
 
+FAR, STEP = 1e30, 1e-5
+
 
 class GuardedRecorder(Recorder):
     """A recorder inside the user's own forward pass: an error of ours must not end that."""
@@ -27,17 +29,34 @@ class GuardedRecorder(Recorder):
             super()._hook(*call)
 
 
-def monitored_keys(trainer: Any) -> list[str]:
-    """Our keys that another callback or a learning rate scheduler of the Trainer monitors."""
-    watching = [*trainer.callbacks, *trainer.lr_scheduler_configs]
-    keys = (getattr(watcher, "monitor", None) for watcher in watching)
-    return [key for key in keys if isinstance(key, str) and key.startswith(f"{PREFIX}/")]
+def watched_keys(trainer: Any) -> dict[str, str]:
+    """Our keys that another callback or a learning rate scheduler of the Trainer monitors, with its mode."""
+    watchers = [(callback, callback) for callback in trainer.callbacks]
+    watchers += [(config, config.scheduler) for config in trainer.lr_scheduler_configs]
+    watched = {getattr(watcher, "monitor", None): getattr(owner, "mode", "min") for watcher, owner in watchers}
+    return {key: mode for key, mode in watched.items() if isinstance(key, str) and key.startswith(f"{PREFIX}/")}
+
+
+def stand_in(mode: str, count: int, *, seen: bool) -> float:
+    """What a watcher sees of a key that is not measured: it must neither raise nor end the training.
+
+    Before the first measured value the worst, so that this one is an improvement; after the last the best. Each is
+    better than the one before, so that no patience runs out.
+    """
+    worse = -1.0 if mode == "max" else 1.0
+    return -worse * FAR * (1 + STEP * count) if seen else worse * FAR * (1 - STEP * count)
+
+
+def tell_unmeasured(keys: Iterable[str]) -> None:
+    """One warning for the keys that others monitor while nothing is measured."""
+    names = ", ".join(map(repr, keys))
+    tell(f"{names} is monitored, but lstm_monitor rests or is off: stand-ins that improve keep the training going")
 
 
 def tell_unknown(keys: Iterable[str], report: Report) -> None:
-    """One warning for each monitored key that is never logged: it would stay at 0 and stop the training early."""
+    """One warning for each monitored key that is never logged."""
     layers = [str(layer.key) for layer in report.layers]
     scalars = [key for key, kind, _ in documented_keys() if kind == "scalar"]
     known = {key.replace("<layer>", layer) for key in scalars for layer in layers}
     for key in set(keys) - known:
-        tell(f"monitor={key!r} is no key of lstm_monitor, and stays at 0. {nearest(key, known)}")
+        tell(f"monitor={key!r} is no key of lstm_monitor and never measured. {nearest(key, known)}")

@@ -14,6 +14,7 @@ from lstm_monitor.distributions import Values
 from lstm_monitor.integrations._dashboard import dashboard, guide
 from lstm_monitor.integrations._require import require
 from lstm_monitor.report import PREFIX, Report, run_key
+from lstm_monitor.sinks import check_pictures_every
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -49,8 +50,7 @@ class TensorBoardSink:
         require("tensorboard", "tensorboard")
         if (log_dir is None) == (writer is None):
             raise ValueError(f"log_dir={log_dir!r}, writer={writer!r}: give one of them, such as log_dir='runs/a'")
-        if pictures_every is not None and pictures_every < 0:
-            raise ValueError(f"pictures_every={pictures_every} is negative; give 0 for none, or None")
+        check_pictures_every(pictures_every)
         self.log_dir, self.given, self.scalars = log_dir, writer, scalars
         self.pictures_every = pictures_every
         self._writer: Any = None

@@ -61,7 +61,7 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
         A report: ``to_pandas()`` has one row a cell, ``plot()`` a picture.
 
     Raises:
-        TypeError: `model` is no torch module.
+        TypeError: `model` is no torch module; held-out data that are no tensors.
         ValueError: no recurrent layer, unknown names, weights or data that are not finite, data that does not fit.
 
     Example:
@@ -116,6 +116,7 @@ def _examine(snap: Snapshot, probe: Probe, rank_by: str, thresholds: Thresholds)
         ranking=rank(snap, metrics, rank_by),
         trace=_trace(steps, metrics),
         settled=steps.settled,
+        thresholds=thresholds,
     )
 
 
@@ -159,7 +160,8 @@ def design_probe(snap: Snapshot, thresholds: Thresholds, horizon: int | None = N
 
 def _flagged_share(snap: Snapshot, horizon: int, thresholds: Thresholds) -> float:
     steps = [stimulus for stimulus in default_stimuli(snap, horizon) if stimulus.kind == "step"]
-    return float(flagged(measure(respond(snap, steps), thresholds=thresholds)).mean())
+    measured = measure(respond(snap, steps), thresholds=thresholds)
+    return float(flagged(measured["step/settling_time"].reasons).double().mean())
 
 
 def check_horizon(horizon: int | None) -> int | None:

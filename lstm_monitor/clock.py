@@ -17,6 +17,11 @@ class Clock:
         """The training begins."""
         self._since = time.perf_counter()
 
+    @property
+    def running(self) -> bool:
+        """Whether the training has begun."""
+        return self._since is not None
+
     def check(self, *, periodic: bool) -> _Timed:
         """Time one check."""
         return _Timed(self, periodic)

@@ -50,14 +50,14 @@ def overview(layers: Sequence[LayerReport]) -> Figure:
     figure = _figure(width, height * len(layers))
     for row, layer in enumerate(layers):
         bottom = (len(layers) - 1 - row + 0.15) / len(layers)
-        for left, panel in ((0.05, draw_step_responses), (0.415, draw_bode), (0.738, draw_cells)):
+        for left, panel in ((0.05, draw_step_responses), (0.42, draw_bode), (0.74, draw_cells)):
             panel(_axes(figure, (left, bottom, 0.25, 0.66 / len(layers))), layer)
     return figure
 
 
 def _card(layer: LayerReport, step: int | None, panel: Panel) -> Figure:
     figure = _figure(*CARD)
-    axes = _axes(figure, (0.125, 0.145, 0.73, 0.68))
+    axes = _axes(figure, (0.155, 0.145, 0.7, 0.68))
     panel(axes, layer)
     if step is not None:
         _text(axes, 1.18, 1.185, f"step {step}", color=MUTED, ha="right", size=9)
@@ -233,17 +233,45 @@ def draw_cells(axes: Axes, layer: LayerReport) -> None:
     axes.scatter(x, y, s=28, color=np.where(never, MUTED, BLUE), alpha=0.5, lw=0)
     leaders = layer.ranking.order[:5].numpy()
     axes.scatter(x[leaders], y[leaders], s=36, color=ORANGE, lw=0)
-    for cell, (right, up) in zip(leaders, ((4, 2), (4, -9), (-4, 2), (-4, -9), (4, 2)), strict=False):
-        axes.annotate(f"{cell}", (x[cell], y[cell]), (right, up), textcoords="offset points", color=ORANGE, fontsize=10,
-                      ha="left" if right > 0 else "right", family="DejaVu Sans", usetex=False)  # fmt: skip
     low, high = _log_range([10**y], 1.4)
     axes.axvline(end - 0.15, color=MUTED, lw=0.8, ls=(0, (4, 3)))
     axes.set(xlim=(-0.1, end + 0.15), ylim=(low, high))
+    _name_dots(axes, x[leaders], y[leaders], [str(cell) for cell in leaders])
     ticks = [(np.log10(tick), str(tick)) for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= layer.horizon]
     _x(axes, [*ticks, (end, "none")], "settling time (steps)")
     _y(axes, _log_ticks(low, high), "size of the largest change of h")
     lacking = f"; {int(never.sum())} of {len(x)} have no settling time" if never.any() else ""
     _head(axes, layer, "time scale and size", f"orange: first five of the ranking{lacking}")
+
+
+def _name_dots(axes: Axes, x: Array, y: Array, names: Sequence[str]) -> None:
+    """Names beside dots, each where it covers no other name and none of these dots, if there is such a place."""
+    places = axes.transData.transform(np.stack([x, y], 1)) * 72 / axes.figure.dpi
+    taken = [(left - 3, low - 3, left + 3, low + 3) for left, low in places]
+    for k in np.argsort(-y, kind="stable"):
+        boxes = {offset: _name_box(places[k], offset, names[k]) for offset in _BESIDE}
+        free = (offset for offset, box in boxes.items() if not any(_overlap(box, other) for other in taken))
+        offset = next(free, _BESIDE[0])
+        taken.append(boxes[offset])
+        axes.annotate(names[k], (x[k], y[k]), offset, textcoords="offset points", color=ORANGE, fontsize=10,
+                      ha="left" if offset[0] > 0 else "right", family="DejaVu Sans", usetex=False)  # fmt: skip
+
+
+_BESIDE = [(right, up) for up in (2, -9, 11, -18, 21, -28) for right in (4, -4)]
+"""Where a name may stand beside its dot, in points, the best place first."""
+
+Box = tuple[float, float, float, float]
+
+
+def _name_box(dot: Array, offset: tuple[int, int], name: str) -> Box:
+    """Left, lower, right and upper end in points of a name of 10-point digits."""
+    width, low = 6.4 * len(name), dot[1] + offset[1]
+    left = dot[0] + offset[0] - (0 if offset[0] > 0 else width)
+    return left, low - 0.5, left + width, low + 8
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _log_range(values: Iterable[Array], margin: float = 1.15) -> tuple[float, float]:
@@ -257,8 +285,14 @@ def _log_range(values: Iterable[Array], margin: float = 1.15) -> tuple[float, fl
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
     """1, 2 and 5 times powers of ten between two logarithms, or the powers alone where those are many."""
     leads = (1,) if high - low > 2.3 else (1, 2, 5) if high - low > 0.7 else (1, 2, 3, 4, 5, 6, 8)
-    ticks = [float(f"{lead}e{power}") for power in range(int(low) - 1, int(high) + 2) for lead in leads]
-    return [(float(np.log10(tick)), f"{tick:g}") for tick in ticks if low <= np.log10(tick) <= high]
+    pairs = [(lead, power) for power in range(int(low) - 1, int(high) + 2) for lead in leads]
+    ticks = [(float(np.log10(lead) + power), _log_label(lead, power)) for lead, power in pairs]
+    return [(at, label) for at, label in ticks if low <= at <= high]
+
+
+def _log_label(lead: int, power: int) -> str:
+    """``0.005``, or ``5e-4`` where the digits would be many."""
+    return f"{float(f'{lead}e{power}'):g}" if -3 <= power <= 3 else f"{lead}e{power}"
 
 
 def _round_ticks(end: int, start: int = 0) -> list[tuple[float, str]]:
@@ -280,10 +314,12 @@ def _x(axes: Axes, ticks: Iterable[tuple[float, str]], title: str) -> None:
 
 
 def _y(axes: Axes, ticks: Iterable[tuple[float, str]], title: str) -> None:
+    ticks = list(ticks)
     axes.plot([0, 0], [0, 1], color=MUTED, lw=0.8, transform=axes.transAxes, clip_on=False)
     for at, label in ticks:
         _text(axes, -0.015, at, label, axes.get_yaxis_transform(), ha="right")
-    _text(axes, -0.145, 0.5, title, ha="center", rotation=90, size=10.5)
+    widest = max((len(label) - 0.5 * label.count(".") for _, label in ticks), default=0)
+    _text(axes, -max(0.145, 0.06 + 0.029 * widest), 0.5, title, ha="center", rotation=90, size=10.5)
 
 
 def _head(axes: Axes, layer: LayerReport, title: str, words: str) -> None:
@@ -291,8 +327,8 @@ def _head(axes: Axes, layer: LayerReport, title: str, words: str) -> None:
     name, room = str(layer.key), 40 - len(title)
     name = name if len(name) <= room else f"...{name[3 - room :]}"
     size = 11.5 if len(name) + len(title) <= 32 else 9.5
-    _text(axes, -0.15, 1.185, f"{name}: {title}", weight="bold", size=size)
-    _text(axes, -0.15, 1.075, words if len(words) <= 66 else f"{words[:63]}...", color=MUTED, size=9.3)
+    _text(axes, -0.175, 1.185, f"{name}: {title}", weight="bold", size=size)
+    _text(axes, -0.175, 1.075, words if len(words) <= 66 else f"{words[:63]}...", color=MUTED, size=9.3)
 
 
 def _text(axes: Axes, x: float, y: float, words: str, transform: Any = None, **style: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,9 +59,17 @@ def switched_off() -> bool:
 def tell(message: str) -> None:
     """One warning; to the log where the user turned warnings into errors, which would end the training."""
     try:
-        warnings.warn(message, MonitorWarning, stacklevel=4)
+        warnings.warn(message, MonitorWarning, stacklevel=_frames_of_ours() + 1)
     except MonitorWarning:
         LOG.error(message)
+
+
+def _frames_of_ours() -> int:
+    """How many frames up the caller of this package is, so that a warning points at it."""
+    count, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in ("lstm_monitor", "contextlib"):
+        count, frame = count + 1, frame.f_back
+    return count
 
 
 def _words(error: Exception) -> str:

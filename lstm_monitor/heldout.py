@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
 from lstm_monitor.layers import Layers
-from lstm_monitor.recordings import HELD_OUT_STEPS, MAX_STEPS, Recorder, Recording
+from lstm_monitor.recordings import HELD_OUT_STEPS, Recorder, Recording
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -31,9 +31,9 @@ def record_held_out(
     Call it inside `undisturbed(model)`: it runs the model as it is. See `characterize` for the arguments.
     """
     batches = _batches(held_out)
-    masks = _masks(len(batches), isinstance(held_out, list), lengths, mask)
     for batch in batches:
         _check(batch)
+    masks = _masks(batches, isinstance(held_out, list), lengths, mask)
     _check_initialized(model)
     recorder = Recorder(dict.fromkeys(layer.module for layer in layers), max_steps)
     for batch, valid in zip(batches, masks, strict=True):
@@ -61,22 +61,44 @@ def _batches(held_out: Any) -> list[Any]:
     return batches
 
 
-def _masks(count: int, listed: bool, lengths: Any, mask: Any) -> list[Tensor | None]:
+def _masks(batches: list[Any], listed: bool, lengths: Any, mask: Any) -> list[Tensor | None]:
     if lengths is not None and mask is not None:
         raise ValueError("lengths= and mask= were both given; give one of them")
     name, given = ("mask", mask) if lengths is None else ("lengths", lengths)
     if given is None:
-        return [None] * count
+        return [None] * len(batches)
     values = list(given) if listed else [given]
-    if len(values) != count:
-        raise ValueError(f"{name} has {len(values)} entries for {count} held-out batches; give one a batch")
-    return [torch.as_tensor(v).bool() if lengths is None else _mask_of(torch.as_tensor(v)) for v in values]
+    if len(values) != len(batches):
+        raise ValueError(f"{name} has {len(values)} entries for {len(batches)} held-out batches; give one a batch")
+    make = _mask_of_lengths if mask is None else _mask_as_given
+    return [make(torch.as_tensor(value), batch) for value, batch in zip(values, batches, strict=True)]
 
 
-def _mask_of(lengths: Tensor) -> Tensor:
-    if lengths.dim() != 1 or lengths.numel() == 0 or int(lengths.min()) < 1:
-        raise ValueError(f"lengths has shape {tuple(lengths.shape)}; give one integer of at least 1 a sequence")
-    return torch.arange(max(MAX_STEPS, int(lengths.max()))) < lengths[:, None].cpu()
+def _mask_as_given(mask: Tensor, batch: Any) -> Tensor:
+    if mask.dim() != 2:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; give (N, T), True for the steps that count")
+    return mask.bool()
+
+
+def _mask_of_lengths(lengths: Tensor, batch: Any) -> Tensor:
+    if lengths.dim() != 1 or lengths.numel() == 0 or lengths.is_floating_point() or int(lengths.min()) < 1:
+        raise ValueError(
+            f"lengths has shape {tuple(lengths.shape)} and dtype {lengths.dtype}; give one integer of at least 1 a "
+            "sequence"
+        )
+    steps = _steps_of(batch, len(lengths))
+    if int(lengths.max()) > steps:
+        raise ValueError(f"lengths holds {int(lengths.max())}, but the held-out sequences have {steps} steps")
+    return torch.arange(steps) < lengths[:, None].cpu()
+
+
+def _steps_of(batch: Any, count: int) -> int:
+    """T of a batch of `count` sequences: the other one of the first two axes of its first tensor that has them."""
+    for tensor in _tensors(batch):
+        if tensor.dim() >= 2 and count in tensor.shape[:2]:
+            return tensor.shape[1] if tensor.shape[0] == count else tensor.shape[0]
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(batch))
+    raise ValueError(f"lengths is for {count} sequences, but held_out has shapes {shapes}; give one length a sequence")
 
 
 def _check(batch: Any) -> None:

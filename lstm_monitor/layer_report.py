@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lstm_monitor.metrics.measuring import flagged
 from lstm_monitor.records import Agreement, Drift, Kind, LayerKey, Metrics, Ranking, Reason, Thresholds
 
 
@@ -45,6 +46,7 @@ class LayerReport:
     ranking: Ranking
     trace: Trace
     settled: Tensor
+    thresholds: Thresholds
     previous: Agreement | None = None
     first: Agreement | None = None
     drift: tuple[Drift, ...] = ()
@@ -62,10 +64,8 @@ class LayerReport:
         return self.trace.change.shape[-1]
 
     def flagged(self, group: str = "step") -> Tensor:
-        """Cells ``(H,)`` that still drift or oscillate at the end of most of their step responses."""
-        reasons = self.metrics[f"{group}/settling_time"].reasons
-        unsettled = (reasons == Reason.DRIFTING) | (reasons == Reason.OSCILLATING)
-        return unsettled.double().mean(0) > 0.5
+        """Cells ``(H,)`` that drift or oscillate at the end, for at least half of the steps that move them."""
+        return flagged(self.metrics[f"{group}/settling_time"].reasons)
 
     def silent(self) -> Tensor:
         """Cells ``(H,)`` that no step moves."""
@@ -74,7 +74,7 @@ class LayerReport:
     def dead(self) -> Tensor | None:
         """Cells ``(H,)`` with a std under 1e-3 on held-out data; None without data."""
         std = self.metrics["activity/std"].cells
-        return None if bool(torch.isnan(std).all()) else std < Thresholds().dead
+        return None if bool(torch.isnan(std).all()) else std < self.thresholds.dead
 
     def counts(self) -> Iterator[tuple[str, str, int]]:
         """(group, name, number of cells): flagged, not at rest, silent, dead."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 
 from lstm_monitor.errors import nearest
@@ -125,10 +126,11 @@ def find_layers(model: nn.Module, select: str | Sequence[str] = "*") -> Layers:
 def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     modules = dict(model.named_modules())
     for path, module in modules.items():
-        yield _strip_wrappers(path, modules), module
+        yield strip_wrappers(path, modules), module
 
 
-def _strip_wrappers(path: str, modules: dict[str, nn.Module]) -> str:
+def strip_wrappers(path: str, modules: dict[str, nn.Module]) -> str:
+    """The path of a module without the parts that torch.compile, FSDP and data parallelism put into it."""
     parts = path.split(".") if path else []
     kept = []
     for depth, part in enumerate(parts):
@@ -159,6 +161,9 @@ def _unsupported(module: nn.Module) -> str | None:
 
 def _unsupported_stranger(module: nn.Module) -> str | None:
     kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        scripted = _RECURRENT_NAME.search(str(module.original_name)) is not None
+        return "scripted; characterize the module that was given to torch.jit.script" if scripted else None
     if "quantized" in kind.__module__ and _RECURRENT_NAME.search(kind.__name__):
         return "quantized; characterize the float module before it is quantized"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
@@ -200,6 +205,8 @@ def _kind(module: nn.Module) -> Kind:
 
 def _select(found: list[Layer], select: str | Sequence[str]) -> tuple[Layer, ...]:
     globs = [select] if isinstance(select, str) else list(select)
+    if not globs:
+        raise ValueError("layers=[] selects nothing; give globs such as 'rnn.*', or '*' for all")
     names = [str(layer.key) for layer in found]
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):

@@ -60,16 +60,18 @@ def _extended(history: RankHistory, step: int, ranking: Ranking) -> RankHistory:
 
 
 def fits(memory: LayerMemory, snap: Snapshot) -> bool:
-    """Whether a memory is of a layer of this size."""
+    """Whether a memory is of a layer of this size, and its operating point not made without data that is here now."""
     remembered = (len(memory.probe.point.mean), memory.first_gain.shape[1])
-    return remembered == (snap.weights.input_size, snap.hidden_size)
+    blind = memory.probe.point.source == "default" and snap.point.source == "held_out"
+    return remembered == (snap.weights.input_size, snap.hidden_size) and not blind
 
 
 def to_plain(memory: LayerMemory) -> dict[str, Any]:
     """Plain Python values and tensors only, so that a checkpoint loads with ``weights_only=True``."""
     point = memory.probe.point
+    variance = point.covariance.diagonal().clone()  # the directions are kept; all of it would outgrow the model
     return {
-        "point": {"mean": point.mean, "covariance": point.covariance, "length": point.length, "source": point.source},
+        "point": {"mean": point.mean, "variance": variance, "length": point.length, "source": point.source},
         "steps": [vars(stimulus) for stimulus in memory.probe.steps],
         "sines": [vars(stimulus) for stimulus in memory.probe.sines],
         "first": _plain_ranking(memory.first),
@@ -82,8 +84,9 @@ def to_plain(memory: LayerMemory) -> dict[str, Any]:
 
 def from_plain(key: LayerKey, plain: dict[str, Any]) -> LayerMemory:
     """The memory that `to_plain` wrote."""
+    point = plain["point"]
     probe = Probe(
-        OperatingPoint(**plain["point"]),
+        OperatingPoint(point["mean"], torch.diag(point["variance"]), point["length"], point["source"]),
         tuple(Stimulus(**stimulus) for stimulus in plain["steps"]),
         tuple(Stimulus(**stimulus) for stimulus in plain["sines"]),
     )

@@ -213,6 +213,8 @@ class LSTMMonitor:
         results = examine(snaps, probes, self.rank_by, self.thresholds, self.horizon)
         layers = tuple(self._remember(report, probe, step) for report, probe in results)
         self.checks += 1
+        if self.checks == 1 and all(report.point_source == "default" for report in layers):
+            LOG.warning("lstm_monitor has no held-out data: stimuli are around zero, activity and gates are unknown")
         return Report(layers, step, epoch, self.clock.cost(), self.checks, tuple(map(str, found.skipped)), versions())
 
     def _remember(self, report: LayerReport, probe: Any, step: int) -> LayerReport:
@@ -247,9 +249,11 @@ class LSTMMonitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: same stimuli, first and previous ranking, counts and cost."""
-        self._restored = dict(state["layers"])
+        self._restored, self._memories = dict(state["layers"]), {}
         vars(self).update({name: state[name] for name in _COUNTS})
-        self.clock = Clock(**state["clock"])
+        running, self.clock = self.clock.running, Clock(**state["clock"])
+        if running:
+            self.clock.start()
 
 
 def _check_budget(budget: float | None) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from lstm_monitor.layers import Layer
+from lstm_monitor.layers import Layer, strip_wrappers
 from lstm_monitor.records import LayerWeights
 
 
@@ -38,10 +38,11 @@ def _candidates(model: nn.Module, layer: Layer) -> Iterator[tuple[str, Tensor]]:
         yield f"the layer above, {above}", torch.cat([module.get_parameter(f"weight_ih_{above}{s}") for s in suffixes])
         return
     after = False
-    for name, other in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, other in modules.items():
         weight = _input_weight(other) if after else None
         if weight is not None:
-            yield name, weight
+            yield strip_wrappers(name, modules), weight
         after = after or other is module
 
 

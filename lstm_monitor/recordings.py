@@ -34,13 +34,24 @@ class Recording:
 
 @dataclass(eq=False)
 class _Run:
-    """One call of a module, or several that carry their state on."""
+    """One call of a module, or several that carry their state on: pieces ``(N, t, I)``, of which `count` rows are kept.
 
-    inputs: Tensor
+    `called` is the (N, T) that the module received; T is cut to 1,024 `steps`.
+    """
+
+    pieces: list[Tensor]
+    steps: int
     lengths: Tensor | None
     state: tuple[Tensor, ...]
     final: tuple[Tensor, ...]
+    count: int
+    called: tuple[int, int]
     mask: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """``(N, T, I)`` of the sequences that are kept."""
+        return torch.cat([piece[: self.count] for piece in self.pieces], dim=1)
 
 
 class Recorder:
@@ -90,7 +101,7 @@ class Recorder:
 
     def _room(self, module: nn.Module) -> int:
         runs = [*self._runs[module], *self._new.get(module, ())]
-        return self.max_steps - sum(run.inputs.shape[0] * run.inputs.shape[1] for run in runs)
+        return self.max_steps - sum(run.count * run.steps for run in runs)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         values = (*args, *(kwargs[name] for name in ("input", "hx") if name in kwargs))
@@ -98,12 +109,10 @@ class Recorder:
             run = _as_run(module, values[0], values[1] if len(values) > 1 else None, output)
             runs = self._new[module]
             if runs and _continues(runs[-1], run):
-                runs[-1] = _append(runs[-1], run)
-            else:
-                room = max(self._room(module), 0)
-                count = max(room // max(run.inputs.shape[1], 1), LEAST_SEQUENCES)
-                if room > 0:
-                    runs.append(_first(run, count if isinstance(module, nn.RNNBase) else 256))
+                _append(runs[-1], run, self.max_steps)
+            elif (room := self._room(module)) > 0:
+                run.count = min(run.count, max(room // run.steps, LEAST_SEQUENCES))
+                runs.append(run)
 
 
 def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output: Any) -> _Run:
@@ -118,7 +127,8 @@ def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output:
     elif not module.batch_first:
         inputs = inputs.transpose(0, 1)
     final = _batched(output[1] if isinstance(module, nn.RNNBase) else output, module)
-    return _Run(inputs.detach()[:, :MAX_STEPS].clone(), lengths, state, final)
+    kept, called = inputs.detach()[:, :MAX_STEPS].clone(), (inputs.shape[0], inputs.shape[1])
+    return _Run([kept], kept.shape[1], lengths, state, final, inputs.shape[0], called)
 
 
 def _batched(hx: Any, module: nn.Module) -> tuple[Tensor, ...]:
@@ -135,42 +145,41 @@ def _batched(hx: Any, module: nn.Module) -> tuple[Tensor, ...]:
 def _continues(before: _Run, run: _Run) -> bool:
     if not run.state or before.lengths is not None or run.lengths is not None:
         return False
-    count = before.inputs.shape[0]
+    count = before.count
     return len(run.state) == len(before.final) and all(
         now.shape[1] >= count and torch.equal(now[:, :count], then[:, :count])
         for now, then in zip(run.state, before.final, strict=True)
     )
 
 
-def _append(before: _Run, run: _Run) -> _Run:
-    count, steps = before.inputs.shape[:2]
-    inputs = torch.cat([before.inputs, run.inputs[:count, : MAX_STEPS - steps].to(before.inputs)], dim=1)
-    return _Run(inputs, None, before.state, run.final)
-
-
-def _first(run: _Run, count: int) -> _Run:
-    lengths = None if run.lengths is None else run.lengths[:count].clamp(max=run.inputs.shape[1])
-    return _Run(run.inputs[:count], lengths, tuple(s[:, :count] for s in run.state), run.final)
+def _append(before: _Run, run: _Run, max_steps: int) -> None:
+    """Join a call that carries the state on; of a growing sequence fewer rows are kept."""
+    piece = run.pieces[0][: before.count, : MAX_STEPS - before.steps].to(before.pieces[0])
+    before.pieces.append(piece)
+    before.steps += piece.shape[1]
+    before.final = run.final
+    before.called = (before.called[0], before.called[1] + run.called[1])
+    before.count = min(before.count, max(max_steps // before.steps, LEAST_SEQUENCES))
 
 
 def _masked(run: _Run, mask: Tensor | None) -> _Run:
     if mask is not None:
-        count, steps = run.inputs.shape[:2]
-        if mask.shape[0] < count or mask.shape[1] < steps:
+        if tuple(mask.shape) != run.called:
             raise ValueError(
-                f"mask (from mask= or lengths=) has shape {tuple(mask.shape)}, but a layer received {count} sequences "
-                f"of {steps} steps; give one row a sequence and one column a step"
+                f"mask (from mask= or lengths=) has shape {tuple(mask.shape)}, but a layer received {run.called[0]} "
+                f"sequences of {run.called[1]} steps, so it is unknown which of them are padding; select the layers "
+                "that the mask is for with layers=, or give the model packed sequences"
             )
-        run.mask = mask[:count, :steps].to(run.inputs.device, torch.bool)
+        run.mask = mask[: run.count, : run.steps].to(run.pieces[0].device, torch.bool)
     return run
 
 
 def _join(runs: list[_Run]) -> Recording:
-    steps = max(run.inputs.shape[1] for run in runs)
-    ragged = any(run.lengths is not None or run.inputs.shape[1] != steps for run in runs)
+    steps = max(run.steps for run in runs)
+    ragged = any(run.lengths is not None or run.steps != steps for run in runs)
     lengths = torch.cat([_lengths(run) for run in runs])
     valid = torch.arange(steps, device=lengths.device) < lengths[:, None]
-    masks = [_pad(valid.new_ones(run.inputs.shape[:2]) if run.mask is None else run.mask, steps) for run in runs]
+    masks = [_pad(valid.new_ones(run.count, run.steps) if run.mask is None else run.mask, steps) for run in runs]
     return Recording(
         inputs=torch.cat([_pad(run.inputs, steps) for run in runs]),
         mask=valid & torch.cat(masks),
@@ -181,9 +190,8 @@ def _join(runs: list[_Run]) -> Recording:
 
 
 def _lengths(run: _Run) -> Tensor:
-    count, steps, _ = run.inputs.shape
-    full = torch.full((count,), steps, device=run.inputs.device)
-    return full if run.lengths is None else run.lengths.to(full)
+    full = torch.full((run.count,), run.steps, device=run.pieces[0].device)
+    return full if run.lengths is None else run.lengths[: run.count].clamp(max=run.steps).to(full)
 
 
 def _pad(values: Tensor, steps: int) -> Tensor:
@@ -195,9 +203,11 @@ def _join_states(runs: list[_Run], which: int) -> Tensor | None:
     given = next((run.state[which] for run in runs if len(run.state) > which), None)
     if given is None:
         return None
-    zeros = given.new_zeros
+    layers, _, size = given.shape
     states = [
-        run.state[which].to(given) if len(run.state) > which else zeros(given.shape[0], len(run.inputs), given.shape[2])
+        run.state[which][:, : run.count].to(given)
+        if len(run.state) > which
+        else given.new_zeros(layers, run.count, size)
         for run in runs
     ]
     return torch.cat(states, dim=1)

@@ -7,12 +7,14 @@ frequency in cycles per step, phase in radians with a lag positive.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
+
+from lstm_monitor.errors import nearest
 
 Kind = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
 Mode = Literal["coupled", "alone"]
@@ -41,6 +43,7 @@ class Reason(IntEnum):
     NEVER = 9
     NO_HELD_OUT = 10
     NO_SUCH_GATE = 11
+    NEVER_FORGETS = 12
 
     @property
     def words(self) -> str:
@@ -61,6 +64,7 @@ _REASON_WORDS = {
     Reason.NEVER: "never falls below the threshold",
     Reason.NO_HELD_OUT: "no held-out data was given",
     Reason.NO_SUCH_GATE: "this kind of layer has no such gate",
+    Reason.NEVER_FORGETS: "the gate never closes: it is 1 to the last digit",
 }
 
 
@@ -101,6 +105,28 @@ class LayerKey:
         return f"{self.path}.{suffix}" if self.path else suffix
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class _OneLine:
+    """A record whose ``repr`` is one line: tensors by their shapes, parts by their type or number."""
+
+    def __repr__(self) -> str:
+        shown = ((f.name, _short(getattr(self, f.name))) for f in fields(self))
+        return f"{type(self).__name__}({', '.join(f'{name}={words}' for name, words in shown if words)})"
+
+
+def _short(value: Any) -> str:
+    """A few words for the value of a field; none for what is absent or empty."""
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, LayerKey):
+        return str(value)
+    if is_dataclass(value):
+        return f"<{type(value).__name__}>"
+    if isinstance(value, tuple | Mapping):
+        return f"<{len(value)}>" if value else ""
+    return "" if value is None else repr(value)
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A module that looks recurrent and is not characterized, with the reason."""
@@ -114,8 +140,8 @@ class Skipped:
         return f"{self.path or '(the model itself)'} ({self.type_name}): {self.reason}"
 
 
-@dataclass(frozen=True, eq=False)
-class LayerWeights:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerWeights(_OneLine):
     """The weights of one direction of one layer, in torch's layout; G row blocks of H rows.
 
     ``weight_ih (G*H, I)``, ``weight_hh (G*H, H)``, ``bias_ih`` and ``bias_hh (G*H,)``. Missing biases are
@@ -141,8 +167,8 @@ class LayerWeights:
         return self.weight_ih.shape[1]
 
 
-@dataclass(frozen=True, eq=False)
-class Sequences:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sequences(_OneLine):
     """Input sequences of one layer, as it received them (or random ones in their place).
 
     ``inputs (N, T, I)``; ``lengths (N,)`` where the layer was given packed sequences: it then ran over that many
@@ -157,8 +183,8 @@ class Sequences:
     source: Literal["held_out", "random_bank"] = "held_out"
 
 
-@dataclass(frozen=True, eq=False)
-class OperatingPoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class OperatingPoint(_OneLine):
     """What a layer really receives: ``mean (I,)``, ``covariance (I, I)``; zero and one without data.
 
     ``length`` is the usual number of steps of a sequence (the task's length), None without data.
@@ -170,8 +196,8 @@ class OperatingPoint:
     source: Literal["held_out", "default"]
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
+@dataclass(frozen=True, eq=False, repr=False)
+class Snapshot(_OneLine):
     """A detached copy of one layer at one moment, with its operating point.
 
     ``outgoing (H,)``: norm of each cell's outgoing columns in the module that reads the layer, ``reader`` its name
@@ -200,8 +226,8 @@ class Snapshot:
         return self.weights.hidden_size
 
 
-@dataclass(frozen=True, eq=False)
-class Stimulus:
+@dataclass(frozen=True, eq=False, repr=False)
+class Stimulus(_OneLine):
     """A rank-1 input ``x_t = mean + signal_t * direction``: ``signal (T,)``, ``direction (I,)`` with its scale."""
 
     name: str
@@ -211,8 +237,8 @@ class Stimulus:
     frequency: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Response:
+@dataclass(frozen=True, eq=False, repr=False)
+class Response(_OneLine):
     """What the cells did: ``hidden (S, H, T)``, and on request ``cell`` and ``gates[name]`` of the same shape.
 
     ``baseline (H,)`` is the hidden state before the stimulus, ``settled (H,)`` whether it was at rest (both None for
@@ -232,8 +258,8 @@ class Response:
     gates: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class Metric:
+@dataclass(frozen=True, eq=False, repr=False)
+class Metric(_OneLine):
     """One metric of one layer: ``values (S, H)`` with ``reasons (S, H)``, and one value a cell, ``cells (H,)``.
 
     ``labels`` names the S rows (stimuli; for the cut-off frequency and held-out statistics there is one row).
@@ -258,8 +284,12 @@ class Metric:
         return "; ".join(Reason(code).words for code in sorted(codes))
 
 
-@dataclass(frozen=True, eq=False)
-class Metrics:
+_GATE_PATHS = {"gates/tau_f", *(f"gates/{gate}_saturation" for names in GATES.values() for gate in names)}
+"""The metrics of single gates, of which every kind of layer has its own."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Metrics(_OneLine):
     """All metrics of one layer, by ``group/name``."""
 
     key: LayerKey
@@ -271,10 +301,17 @@ class Metrics:
         return {item.path: item for item in self.items}
 
     def __getitem__(self, path: str) -> Metric:
-        """The metric ``group/name``; KeyError with what there is."""
+        """The metric ``group/name``; KeyError with the nearest match, or that this kind of layer has no such gate."""
         if path not in self.by_path:
-            raise KeyError(f"no metric {path!r} of {self.key}; there are {', '.join(self.by_path)}")
+            raise KeyError(f"no metric {path!r} of {self.key}. {self._hint(path)}")
         return self.by_path[path]
+
+    def _hint(self, path: str) -> str:
+        has_gates = any(item.group == "gates" for item in self.items)
+        if has_gates and path in _GATE_PATHS:
+            there = [name for name in self.by_path if name in _GATE_PATHS]
+            return f"This kind of layer has no such gate; it has {', '.join(there)}."
+        return nearest(path, self.by_path)
 
     def __contains__(self, path: str) -> bool:
         """Whether this metric was measured."""
@@ -285,8 +322,8 @@ class Metrics:
         return tuple(self.by_path)
 
 
-@dataclass(frozen=True, eq=False)
-class Ranking:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ranking(_OneLine):
     """Cells of one layer in descending order: ``order (H,)`` of ``scores (H,)``, undefined ones last.
 
     ``name`` is what was asked for or, for "auto", what was used; ``words`` says it in a sentence.
@@ -321,8 +358,8 @@ class Drift:
     earlier: tuple[float, float, float]
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
+@dataclass(frozen=True, eq=False, repr=False)
+class Probe(_OneLine):
     """What is fixed at a layer's first check, so that all its checks can be compared."""
 
     point: OperatingPoint

@@ -12,7 +12,8 @@ import numpy as np
 
 from lstm_monitor import figures
 from lstm_monitor.distributions import Values, finite, quantiles
-from lstm_monitor.errors import require
+from lstm_monitor.drift import compare
+from lstm_monitor.errors import nearest, require
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.metrics.catalog import CATALOG, DRIFTING, MetricSpec
 from lstm_monitor.records import Drift, Metric
@@ -52,11 +53,11 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, layer: str) -> LayerReport:
-        """The report of a layer by its name, such as ``rnn.l0``; KeyError with the names there are."""
+        """The report of a layer by its name, such as ``rnn.l0``; KeyError with the nearest match."""
         for item in self.layers:
             if str(item.key) == layer:
                 return item
-        raise KeyError(f"no layer {layer!r}; there are {', '.join(str(item.key) for item in self.layers)}")
+        raise KeyError(f"no layer {layer!r}. {nearest(layer, (str(item.key) for item in self.layers))}")
 
     def scalars(self) -> dict[str, float]:
         """Every logged scalar by its key; only finite values."""
@@ -80,15 +81,8 @@ class Report:
         return drawn
 
     def drift_from(self, earlier: Report) -> dict[str, tuple[Drift, ...]]:
-        """The drift of every metric since an earlier report, by layer."""
-        from lstm_monitor.drift import compare
-
-        then = {str(layer.key): layer for layer in earlier.layers}
-        return {
-            str(layer.key): compare(layer.metrics, then[str(layer.key)].metrics)
-            for layer in self.layers
-            if str(layer.key) in then
-        }
+        """The drift of every metric since an earlier report, by layer: ``compare(self, earlier)``."""
+        return compare(self, earlier)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a cell, one column a metric (``group/name``), with its layer, rank (0 is first) and score.
@@ -110,7 +104,7 @@ class Report:
 
     def in_words(self, count: int = 3) -> str:
         """A short table of the `count` most and least responsive cells of each layer, in words and units."""
-        return "\n".join(line for layer in self.layers for line in cell_table(layer, count))
+        return "\n\n".join("\n".join(cell_table(layer, count)) for layer in self.layers)
 
     def __repr__(self) -> str:
         """A few lines for people: layers, time scales, the most and least responsive cells, what is undefined."""
@@ -179,7 +173,7 @@ def documented_keys() -> tuple[tuple[str, str, str], ...]:
 
 LAYER = "<layer>"
 _COUNTS = (
-    ("step", "flagged", "cells that still drift or oscillate at the end of most step responses"),
+    ("step", "flagged", "cells that drift or oscillate at the end for at least half of the steps that move them"),
     ("step", "not_at_rest", "cells that still move after 256 steps without a stimulus: the layer oscillates by itself"),
     ("step", "silent", "cells that no step moves"),
     ("activity", "dead", "cells with a std under 0.001 on held-out data"),

@@ -31,7 +31,7 @@ class Rest:
 
 def respond(
     snapshot: Snapshot,
-    stimuli: Sequence[Stimulus] | Sequences,
+    stimuli: Stimulus | Sequence[Stimulus] | Sequences,
     mode: Mode = "coupled",
     *,
     record: Sequence[str] = (),
@@ -42,7 +42,8 @@ def respond(
 
     Args:
         snapshot: the layer.
-        stimuli: stimuli of one horizon T, or `Sequences` (held-out or random ones), which start in their own state.
+        stimuli: one stimulus, or several of one horizon T; or `Sequences` (held-out or random ones), which start in
+            their own state.
         mode: "coupled" is the layer as trained. "alone" keeps each cell's own recurrence, and freezes what it
             receives from the other cells at their held-out mean (zero without data).
         record: also keep "cell" (the cell state, LSTM only) and "gates".
@@ -53,7 +54,8 @@ def respond(
         ``hidden (S, H, T)``; with a projection the units before it.
 
     Raises:
-        ValueError: horizons that differ, an unknown `mode` or `record`, the cell state of a layer that has none.
+        ValueError: horizons that differ, directions or sequences of another width than the layer's, an unknown `mode`
+            or `record`, the cell state of a layer that has none.
     """
     choose("mode", mode, ("coupled", "alone"))
     for name in record:
@@ -65,12 +67,18 @@ def respond(
         if isinstance(stimuli, Sequences):
             return _respond_to_sequences(snapshot, weights, stimuli, mode, record)
         start = rest or settle(snapshot, mode, thresholds or Thresholds())
-        return _respond_to_stimuli(snapshot, weights, tuple(stimuli), mode, record, start)
+        given = (stimuli,) if isinstance(stimuli, Stimulus) else tuple(stimuli)
+        return _respond_to_stimuli(snapshot, weights, given, mode, record, start)
 
 
 def _respond_to_sequences(
     snapshot: Snapshot, weights: LayerWeights, sequences: Sequences, mode: Mode, record: Sequence[str]
 ) -> Response:
+    if sequences.inputs.dim() != 3 or sequences.inputs.shape[-1] != weights.input_size:
+        raise ValueError(
+            f"stimuli: sequences of shape {tuple(sequences.inputs.shape)} do not fit a layer that reads "
+            f"{weights.input_size} features; give inputs of shape (N, T, {weights.input_size})"
+        )
     inputs = sequences.inputs.transpose(0, 1).to(weights.weight_ih)
     start = start_of(weights, sequences)
     known = mode == "coupled" and sequences is snapshot.held_out

@@ -24,6 +24,12 @@ class Sink(Protocol):
         ...
 
 
+def check_pictures_every(pictures_every: int | None) -> None:
+    """Raise ValueError unless `pictures_every` is a number of checks of at least 0, or None."""
+    if pictures_every is not None and pictures_every < 0:
+        raise ValueError(f"pictures_every={pictures_every} is negative; give 0 for none, or None")
+
+
 class MemorySink:
     """Keeps every report in the list `reports`."""
 

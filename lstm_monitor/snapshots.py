@@ -46,8 +46,12 @@ def snapshot(
         recurrence; a reverse direction's sequences are in the order in which it reads them.
 
     Raises:
-        ValueError: weights that are NaN or infinite; held-out data that the model cannot be run on.
+        TypeError: `model` is no torch module; held-out data that are no tensors.
+        ValueError: no recurrent layer; weights that are NaN or infinite; held-out data that the model cannot be run on;
+            lengths or a mask that do not fit.
     """
+    if held_out is None and recordings is None and not (lengths is None and mask is None):
+        raise ValueError("lengths= or mask= was given without held_out=; they say which held-out steps are no padding")
     found = layers if isinstance(layers, Layers) else find_layers(model, layers)
     with undisturbed(model):
         if recordings is None:

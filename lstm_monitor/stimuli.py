@@ -24,8 +24,10 @@ def step(direction: Tensor, *, steps: int = 200, amplitude: float = 1.0, name: s
         name: label in tables and pictures.
 
     Raises:
-        ValueError: `steps` is under 8, too few for any metric.
+        TypeError: `direction` is no floating-point tensor.
+        ValueError: `direction` is not 1-D, or `steps` is under 8, too few for any metric.
     """
+    _check_direction(direction)
     if steps < 8:
         raise ValueError(f"steps={steps} is too short a horizon for a step response; allowed: 8 and more")
     return Stimulus(name, "step", direction.new_full((steps,), amplitude), direction)
@@ -44,8 +46,10 @@ def sinusoid(
         name: label in tables and pictures.
 
     Raises:
-        ValueError: `frequency` outside its range, or a horizon too short for a period.
+        TypeError: `direction` is no floating-point tensor.
+        ValueError: `direction` is not 1-D, `frequency` outside its range, or a horizon too short for a period.
     """
+    _check_direction(direction)
     check_frequency(frequency)
     period = math.ceil(1 / frequency - 1e-9)  # 1 / (1 / 49) is a little over 49
     if steps - steps // 2 < period:
@@ -56,6 +60,15 @@ def sinusoid(
     t = torch.arange(steps, dtype=torch.float64, device=direction.device)
     signal = amplitude * torch.sin(2 * math.pi * frequency * t)
     return Stimulus(name or f"period {1 / frequency:g}", "sine", signal.to(direction.dtype), direction, frequency)
+
+
+def _check_direction(direction: Tensor) -> None:
+    wanted = "give a float tensor of shape (I,): the change of each feature"
+    if not isinstance(direction, Tensor) or not direction.is_floating_point():
+        kind = f"{direction.dtype}" if isinstance(direction, Tensor) else type(direction).__name__
+        raise TypeError(f"direction={kind} is no floating-point tensor; {wanted}")
+    if direction.dim() != 1:
+        raise ValueError(f"direction has shape {tuple(direction.shape)}; {wanted}")
 
 
 def check_frequency(frequency: float) -> None:
@@ -75,6 +88,9 @@ def default_stimuli(snapshot: Snapshot, steps: int | None = None) -> tuple[Stimu
     Args:
         snapshot: the layer, with its operating point.
         steps: the horizon of the steps, by default the task's length, at least 64. Sines run at least 128 steps.
+
+    Raises:
+        ValueError: `steps` is under 8.
     """
     horizon = default_horizon(snapshot.point) if steps is None else steps
     names = ("+", 1.0), ("-", -1.0)
@@ -146,7 +162,13 @@ def random_bank(point: OperatingPoint, *, count: int = 48, steps: int | None = N
         count: number of sequences N.
         steps: T, by default the task's length, at least 64 without data, at most 256.
         seed: of the generator.
+
+    Raises:
+        ValueError: `count` or `steps` is under 1.
     """
+    for name, number in (("count", count), ("steps", steps)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number} is under 1; a bank has at least one sequence of at least one step")
     length = min(steps or point.length or LEAST_HORIZON, 256)
     generator = torch.Generator().manual_seed(seed)
     size = point.mean.shape[0]

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lstm_monitor.distributions import finite, quantiles
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.metrics.catalog import CATALOG
+from lstm_monitor.records import Reason
 
 _HEADLINES = (
     "step/peak_response",
@@ -21,6 +23,11 @@ _HEADLINES = (
     "gates/saturation",
     "gates/tau_f",
 )
+_UNITS = {"share": (100, "%")}
+"""Units that people read in another form: the factor and the unit shown."""
+
+FEW = 8
+"""A layer of so few cells is listed whole, not by its first and last cells."""
 
 
 def layer_table(layer: LayerReport) -> dict[str, Any]:
@@ -46,17 +53,23 @@ def _layer_lines(layer: LayerReport) -> Iterator[str]:
         if path in layer.metrics:
             p10, p50, p90 = quantiles(finite(layer.metrics[path].cells))
             if p50 == p50:
-                unit = f" {CATALOG[path].unit}" if CATALOG[path].unit else ""
-                yield f"  {path:<20} median {p50:.3g}{unit} (p10 {p10:.3g}, p90 {p90:.3g})"
+                factor, unit = _UNITS.get(CATALOG[path].unit, (1, f" {CATALOG[path].unit}".rstrip()))
+                median, low, high = (factor * value for value in (p50, p10, p90))
+                yield f"  {path:<20} median {median:.3g}{unit} (p10 {low:.3g}, p90 {high:.3g})"
     yield from (f"  {note}" for note in notes(layer))
-    order = layer.ranking.order.tolist()
-    top, bottom = ", ".join(map(str, order[:5])), ", ".join(map(str, order[-3:]))
     yield f"  ranked by {layer.ranking.words}:"
-    yield f"    first {top}; last {bottom}"
+    yield f"    {_ends(layer.ranking.order.tolist())}"
+
+
+def _ends(order: Sequence[int]) -> str:
+    """The first five and the last three cells of an order, or all of a few."""
+    if len(order) <= FEW:
+        return f"in order {', '.join(map(str, order))}"
+    return f"first {', '.join(map(str, order[:5]))}; last {', '.join(map(str, order[-3:]))}"
 
 
 def notes(layer: LayerReport) -> Iterator[str]:
-    """What a reader has to know: cells flagged, silent, dead or not at rest, no data."""
+    """What a reader has to know: cells flagged, silent, not finite, dead or not at rest, no data."""
     size = layer.hidden_size
     flagged = int(layer.flagged().sum())
     if flagged:
@@ -64,26 +77,44 @@ def notes(layer: LayerReport) -> Iterator[str]:
     silent = int(layer.silent().sum())
     if silent:
         yield f"{silent} of {size} cells hardly move when their input steps"
+    yield from _not_finite(layer.metrics["step/settling_time"].reasons)
     dead = layer.dead()
     if dead is not None and bool(dead.any()):
-        yield f"{int(dead.sum())} of {size} cells are dead on held-out data (std under 0.001)"
+        yield f"{int(dead.sum())} of {size} cells are dead on held-out data (std under {layer.thresholds.dead:g})"
     unsettled = int((~layer.settled).sum())
     if unsettled:
         yield f"{unsettled} of {size} cells are not at rest even without a stimulus; read their step times with care"
-    if layer.point_source == "default":
-        yield "no held-out data: stimuli are around zero with unit scale, activity and gates are unknown"
+    if bool((layer.metrics["activity/std"].reasons == Reason.NO_HELD_OUT).all()):
+        stimuli = "stimuli are around zero with unit scale, " if layer.point_source == "default" else ""
+        yield f"no held-out data reached this layer: {stimuli}activity and gates are unknown"
+
+
+def _not_finite(reasons: Tensor) -> Iterator[str]:
+    """A line if some of the step responses ``(S, H)`` are not finite, with the counts of every reason for no time."""
+    cells = int((reasons == Reason.NONFINITE).any(0).sum())
+    if cells:
+        counts = {reason.words: int((reasons == reason).sum()) for reason in Reason}
+        words = "; ".join(f"{count} {words}" for words, count in counts.items() if count)
+        lead = f"{cells} of {reasons.shape[1]} cells have step responses that are not finite"
+        yield f"{lead} (settling times by reason: {words})"
 
 
 def cell_table(layer: LayerReport, count: int = 3) -> list[str]:
-    """The most and the least responsive cells in plain words and units, a line a cell."""
+    """The most and the least responsive cells in plain words and units, a line a cell, under the layer's name."""
     peak = layer.metrics["step/peak_response"].cells
     order = torch.where(torch.isnan(peak), -torch.inf, peak).argsort(descending=True, stable=True).tolist()
-    rows = [("most responsive", cell) for cell in order[:count]] + [("least responsive", c) for c in order[-count:]]
-    head = f"{'':<18}{'cell':>5}  {'moves by':>9}  {'settles in':>11}  {'follows down to':>16}  {'busy (std)':>10}"
-    return [head, *(_cell_row(layer, label, cell) for label, cell in rows)]
+    if len(order) <= max(FEW, 2 * count):
+        labels = ["most responsive", *[""] * (len(order) - 2), "least responsive"][: len(order)]
+    else:
+        order = order[:count] + order[len(order) - count :]
+        labels = ["most responsive"] * count + ["least responsive"] * count
+    titles = f"{'cell':>5}  {'moves by':>9}  {'settles in':>11}  {'follows down to':>16}  {'busy (std)':>10}"
+    width = max(18, len(str(layer.key)) + 2)
+    rows = (f"{label:<{width}}{_cell_row(layer, cell)}" for label, cell in zip(labels, order, strict=True))
+    return [f"{layer.key!s:<{width}}{titles}", *rows]
 
 
-def _cell_row(layer: LayerReport, label: str, cell: int) -> str:
+def _cell_row(layer: LayerReport, cell: int) -> str:
     def value(path: str) -> float:
         return float(layer.metrics[path].cells[cell]) if path in layer.metrics else float("nan")
 
@@ -93,7 +124,7 @@ def _cell_row(layer: LayerReport, label: str, cell: int) -> str:
     cutoff = value("sine/cutoff_frequency")
     period = 1 / cutoff if cutoff == cutoff else cutoff
     return (
-        f"{label:<18}{cell:>5}  {shown(value('step/peak_response'), '.3f', '', '-'):>9}  "
+        f"{cell:>5}  {shown(value('step/peak_response'), '.3f', '', '-'):>9}  "
         f"{shown(value('step/settling_time'), '.0f', 'steps', 'never'):>11}  "
         f"{shown(period, '.0f', 'step cycle', 'all tested'):>16}  {shown(value('activity/std'), '.3f', '', '-'):>10}"
     )

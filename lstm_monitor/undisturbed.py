@@ -15,8 +15,9 @@ from torch import nn
 def undisturbed(model: nn.Module | None = None) -> Iterator[None]:
     """Inside: no gradients, no autocast, full float32 precision; after: every random state is as before.
 
-    With a `model` its modules are in eval mode inside, and each module's attributes and every buffer are as before
-    afterwards, also after an exception. Flags are set one by one: ``model.eval()`` may be overridden.
+    With a `model` its modules are in eval mode inside. Afterwards each module's attributes (lists, sets, dicts and
+    tensors in them too, one level deep) and every buffer are as before, also after an exception. Flags are set one by
+    one: ``model.eval()`` may be overridden.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -27,7 +28,7 @@ def undisturbed(model: nn.Module | None = None) -> Iterator[None]:
         stack.enter_context(_full_precision())
         if model is not None:
             stack.enter_context(_eval_mode(model))
-            stack.enter_context(_buffers(model))
+            stack.enter_context(_tensors(model))
         yield
 
 
@@ -71,9 +72,10 @@ def _full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module's flag off inside; afterwards its attributes are as before, lists and sets too."""
+    """Every module's flag off inside; afterwards its attributes, and what they hold one level deep, are as before."""
     kept = [(vars(module), dict(vars(module))) for module in model.modules()]
-    contents = [(value, value.copy()) for _, before in kept for value in before.values() if type(value) in (list, set)]
+    values = {id(value): value for _, attributes in kept for value in attributes.values()}.values()
+    containers = [(value, value.copy()) for value in values if type(value) in (dict, list, set)]
     try:
         for attributes, _ in kept:
             attributes["training"] = False
@@ -82,22 +84,20 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
         for attributes, before in kept:
             attributes.clear()
             attributes.update(before)
-        for value, content in contents:
-            value.clear()
-            value.extend(content) if isinstance(value, list) else value.update(content)
+        for container, content in containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
 
 
 @contextlib.contextmanager
-def _buffers(model: nn.Module) -> Iterator[None]:
-    """Every buffer as before: the tensor itself, which a forward may have replaced, and its values."""
-    owners = [(module, dict(module._buffers)) for module in model.modules()]
-    saved = [(b, b.detach().clone()) for b in model.buffers() if not nn.parameter.is_lazy(b)]
+def _tensors(model: nn.Module) -> Iterator[None]:
+    """The values of every buffer and of tensors that are plain attributes, as before; parameters need no copy."""
+    plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    held = [tensor for tensor in (*model.buffers(), *plain) if not nn.parameter.is_lazy(tensor)]
+    saved = [(tensor, tensor.detach().clone()) for tensor in held if not isinstance(tensor, nn.Parameter)]
     try:
         yield
     finally:
-        for module, buffers in owners:
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for buffer, before in saved:
-            if buffer.shape != before.shape or not torch.equal(buffer, before):
-                buffer.copy_(before)
+        for tensor, before in saved:
+            if tensor.shape != before.shape or not torch.equal(tensor, before):
+                tensor.detach().copy_(before)

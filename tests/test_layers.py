@@ -273,3 +273,10 @@ def test_layers_are_a_sequence_with_a_readable_repr() -> None:
     assert layers[-1].key.index == 1
     assert list(layers[:1]) == [layers[0]]
     assert repr(layers) == "l0: lstm, 3 features\nl1: lstm, 4 features"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch 2.13 deprecates what is refused here
+def test_a_scripted_layer_is_named_and_the_others_are_found() -> None:
+    found = find_layers(nn.ModuleDict({"plain": nn.LSTM(3, 4), "scripted": torch.jit.script(nn.GRU(3, 4))}))
+    assert [str(layer.key) for layer in found] == ["plain.l0"]
+    assert ["scripted" in str(item) for item in found.skipped] == [True]

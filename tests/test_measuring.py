@@ -154,7 +154,40 @@ def test_a_cell_is_summarized_over_the_stimuli_that_are_defined() -> None:
     assert measured["step/settling_time"].values[:, 0].isnan().tolist() == [False, False, True]
     assert measured["step/settling_time"].cells.tolist() == [(21 + 10) / 2]
     assert measured["step/delta_response"].cells.item() > 0.6  # opposite signs do not cancel
-    assert flagged(measured).tolist() == pytest.approx([1 / 3])
+    assert flagged(measured["step/settling_time"].reasons).tolist() == [False]
+
+
+def test_a_cell_that_half_of_its_steps_leave_unsettled_is_flagged_and_has_no_times() -> None:
+    key = lm.LayerKey("rnn")
+    t = torch.arange(200.0)
+    settles, swings, silent = 1 - 0.9 ** (t + 1), torch.sin(t), torch.zeros(200)
+    steps = tuple(lm.step(torch.ones(1), steps=200, name=str(k)) for k in range(4))
+    hidden = torch.stack([
+        torch.stack([settles, swings, settles, swings]),
+        torch.stack([settles, silent, silent, silent]),
+        torch.stack([settles, swings, silent, silent]),
+        torch.stack([silent, silent, silent, silent]),
+    ], dim=1)  # fmt: skip
+    measured = lm.measure(lm.Response(key, "lstm", "coupled", hidden, steps, baseline=torch.zeros(4)))
+    assert flagged(measured["step/settling_time"].reasons).tolist() == [True, False, True, False]
+    for name in ("settling_time", "rise_time", "overshoot"):
+        assert measured[f"step/{name}"].cells.isnan().tolist() == [True, False, True, True]
+
+
+def test_a_gate_that_never_closes_has_no_time_constant_and_a_nearly_open_one_a_long_one() -> None:
+    mask = torch.ones(1, 50, dtype=torch.bool)
+    forget = torch.ones(1, 2, 50)
+    forget[:, 1] = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
+    tau = metrics.tau_f(forget, mask)
+    assert tau[0].isnan()
+    assert tau[1].item() == pytest.approx(2**24, rel=1e-3)
+    torch.manual_seed(0)
+    net = nn.LSTM(3, 4, batch_first=True)
+    with torch.no_grad():
+        net.bias_hh_l0[4:8] = 50.0
+    found = lm.characterize(net, torch.randn(4, 20, 3)).layers[0].metrics["gates/tau_f"]
+    assert found.cells.isnan().all()
+    assert found.why_nan(0) == "the gate never closes: it is 1 to the last digit"
 
 
 def test_one_cells_nan_leaves_the_others_untouched(snap: lm.Snapshot) -> None:

@@ -519,7 +519,7 @@ NAN[0, 0, 0], INF[1, 2, :2] = float("nan"), float("inf")
         ((data(N, T, F), torch.zeros(N)), {}, r"held_out: .*leave targets out, or give forward="),
         (data(N, T, F), {"lengths": LENGTHS, "mask": VALID}, "lengths= and mask= were both given"),
         (data(N, T, F), {"lengths": [3, 7, 5, 0, 6]}, "lengths .* at least 1"),
-        (data(N, T, F), {"lengths": LENGTHS[:3]}, r"mask .* has shape \(3, .*received 5 sequences"),
+        (data(N, T, F), {"lengths": LENGTHS[:3]}, r"lengths is for 3 sequences, but held_out has shapes \(5, 7, 3\)"),
         (data(N, T, F), {"mask": VALID[:, :4]}, r"mask .* has shape \(5, 4\).*received 5 sequences of 7 steps"),
         (data(N, T, F), {"mask": torch.zeros(N, T)}, "mask .* leaves no step"),
         ([data(N, T, F)] * 2, {"lengths": [LENGTHS]}, "lengths has 1 entries for 2 held-out batches"),
@@ -571,3 +571,38 @@ def test_a_weight_normed_reader_is_read() -> None:
     odd = parametrizations.weight_norm(nn.LSTM(H, 6), "weight_ih_l0")
     (snap,) = snapshot(nn.ModuleDict({"rnn": built(), "odd": odd}), layers="rnn.l0")
     torch.testing.assert_close(snap.outgoing, odd.weight_ih_l0.detach().norm(dim=0))
+
+
+def test_a_mask_for_other_steps_than_a_layer_receives_is_refused() -> None:
+    pooled = nn.Sequential()
+    pooled.rnn = built(batch_first=True)
+    x = data(4, 40, F)
+
+    def forward(model: nn.Module, x: torch.Tensor) -> None:
+        model.rnn(nn.functional.avg_pool1d(x.transpose(1, 2), 2).transpose(1, 2))
+
+    with pytest.raises(ValueError, match=r"a layer received 4 sequences of 20 steps, so it is unknown"):
+        snapshot(pooled, x, forward=forward, lengths=[20, 40, 9, 30])
+    with pytest.raises(ValueError, match="mask has shape"):
+        snapshot(built(batch_first=True), x, mask=torch.ones(4))
+    with pytest.raises(ValueError, match="lengths holds 41, but the held-out sequences have 40 steps"):
+        snapshot(built(batch_first=True), x, lengths=[41, 1, 1, 1])
+    with pytest.raises(ValueError, match="without held_out="):
+        snapshot(built(batch_first=True), lengths=[3])
+
+
+def test_a_long_loop_of_a_cell_keeps_fewer_sequences() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRUCell(F, 5)
+
+        def forward(self, x: torch.Tensor) -> None:
+            h = None
+            for step in x.unbind(1):
+                h = self.cell(step, h)
+
+    x = data(200, 300, F)
+    (snap,) = snapshot(Loop(), x, max_steps=3000)
+    assert snap.held_out is not None
+    assert torch.equal(snap.held_out.inputs, x[:10])

@@ -21,5 +21,9 @@ def saturation(gate: Tensor, mask: Tensor, *, candidate: bool = False, threshold
 
 
 def tau_f(forget: Tensor, mask: Tensor) -> Tensor:
-    """The time constant ``(H,)`` in steps of the mean forget gate (for a GRU the update gate): -1 / ln(mean)."""
-    return -1 / torch.log(mean(forget, mask))
+    """The time constant ``(H,)`` in steps of the mean forget gate (for a GRU the update gate): -1 / ln(mean).
+
+    NaN where the gate is 1 to the last digit at every step: the cell never forgets.
+    """
+    closing = mean(1 - forget.double(), mask)  # in float32 a mean near 1 would be lost in rounding
+    return torch.where(closing > 0, -1 / torch.log1p(-closing), torch.nan).to(forget.dtype)

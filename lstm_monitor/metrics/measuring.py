@@ -84,14 +84,18 @@ def _steps(response: Response, group: str, thresholds: Thresholds) -> list[Metri
     labels = tuple(stimulus.name for stimulus in stimuli)
     rows = _step_values(summary)
     medians = _median(torch.stack([values for _, values, _ in rows]))
+    unsettled = flagged(summary.reason)
     return [
-        Metric(group, name, values, reason, labels, _cells(group, name, values, median))
+        Metric(group, name, values, reason, labels, _cells(group, name, values, median, unsettled))
         for (name, values, reason), median in zip(rows, medians, strict=True)
     ]
 
 
-def _cells(group: str, name: str, values: Tensor, median: Tensor) -> Tensor:
-    return values.abs().nanmean(0) if CATALOG[f"{group}/{name}"].summary == "mean size" else median
+def _cells(group: str, name: str, values: Tensor, median: Tensor, unsettled: Tensor) -> Tensor:
+    if CATALOG[f"{group}/{name}"].summary == "mean size":
+        return values.abs().nanmean(0)
+    needs_end = name in ("settling_time", "rise_time", "overshoot")  # the few stimuli with an end would mislead
+    return torch.where(unsettled, torch.nan, median) if needs_end else median
 
 
 def _step_values(summary: StepSummary) -> list[tuple[str, Tensor, Tensor]]:
@@ -172,11 +176,15 @@ def _gate_specs(kind: Kind) -> list[MetricSpec]:
 
 
 def _gate_metric(name: str, values: Tensor | None, response: Response) -> Metric:
-    size = response.hidden.shape[1]
+    size, reason = response.hidden.shape[1], Reason.NO_SUCH_GATE
     if values is None:
         values = response.hidden.new_full((size,), torch.nan)
-    reason = (~torch.isfinite(values)).to(torch.uint8) * int(Reason.NO_SUCH_GATE)
-    return _metric("gates", name, values[None], reason[None], (str(response.source),))
+    elif name == "tau_f":
+        reason = Reason.NEVER_FORGETS
+    else:
+        reason = Reason.NONFINITE
+    reasons = (~torch.isfinite(values)).to(torch.uint8) * int(reason)
+    return _metric("gates", name, values[None], reasons[None], (str(response.source),))
 
 
 def _metric(group: str, name: str, values: Tensor, reasons: Tensor, labels: tuple[str, ...], shown: int = 0) -> Metric:
@@ -201,7 +209,11 @@ def not_measured(key: LayerKey, size: int, group: str, kind: Kind, like: Tensor)
     return [Metric(group, spec.name, nan, reason, ("none",), nan[0]) for spec in specs]
 
 
-def flagged(metrics: Metrics, group: str = "step") -> Tensor:
-    """Share ``(H,)`` of the step stimuli for which each cell is drifting or oscillating at the end."""
-    reasons = metrics[f"{group}/settling_time"].reasons
-    return ((reasons == Reason.DRIFTING) | (reasons == Reason.OSCILLATING)).double().mean(0)
+def flagged(reasons: Tensor) -> Tensor:
+    """Whether each cell ``(H,)`` is flagged, from the settling times' ``reasons (S, H)``.
+
+    Flagged: drifting or oscillating at the end for at least half of the steps that move it.
+    """
+    unsettled = ((reasons == Reason.DRIFTING) | (reasons == Reason.OSCILLATING)).sum(0)
+    moved = (reasons != Reason.SILENT).sum(0)
+    return (unsettled > 0) & (2 * unsettled >= moved)

@@ -140,7 +140,8 @@ def summarize_sine(
 
     Raises:
         TypeError: `y` is not a floating-point tensor.
-        ValueError: `frequency` outside its range, a negative `transient`, or no whole period after it.
+        ValueError: `y` has no time steps, `frequency` is outside its range, `transient` is negative or leaves no whole
+            period.
     """
     y = at_least_float32(y)
     check_frequency(frequency)
@@ -156,7 +157,11 @@ def summarize_sine(
 
 
 def amplitude(y: Tensor, frequency: float, transient: int | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
-    """Amplitude of the response at the input's frequency, shape (...). NaN if it is not finite."""
+    """Amplitude of the response at the input's frequency, shape (...). NaN if it is not finite.
+
+    Raises:
+        TypeError, ValueError: as `summarize_sine`.
+    """
     return summarize_sine(y, frequency, transient, thresholds).amplitude
 
 
@@ -164,6 +169,9 @@ def phase_lag(y: Tensor, frequency: float, transient: int | None = None, thresho
     """How far the response is behind the input, radians in (-pi, pi], shape (...).
 
     NaN if the amplitude is under 1e-3 or not finite.
+
+    Raises:
+        TypeError, ValueError: as `summarize_sine`.
     """
     return summarize_sine(y, frequency, transient, thresholds).phase_lag
 
@@ -174,12 +182,19 @@ def harmonic_distortion(
     """Total harmonic distortion: root of the summed squared amplitudes at 2f, 3f, ... < 0.5 over that at f.
 
     Shape (...). NaN if the amplitude is under 1e-3, or if no harmonic lies below 0.5.
+
+    Raises:
+        TypeError, ValueError: as `summarize_sine`.
     """
     return summarize_sine(y, frequency, transient, thresholds).harmonic_distortion
 
 
 def correlation(y: Tensor, frequency: float, transient: int | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
-    """Pearson's correlation of response and input sine, in [-1, 1], shape (...). NaN if the std is under 1e-6."""
+    """Pearson's correlation of response and input sine, in [-1, 1], shape (...). NaN if the std is under 1e-6.
+
+    Raises:
+        TypeError, ValueError: as `summarize_sine`.
+    """
     return summarize_sine(y, frequency, transient, thresholds).correlation
 
 
@@ -187,12 +202,19 @@ def dominant_frequency(y: Tensor, thresholds: Thresholds = DEFAULT) -> Tensor:
     """The frequency of the largest bin of the periodogram, cycles per step, resolution 1 / T, shape (...).
 
     The mean is taken out first. NaN if the std is under 1e-6 or not finite.
+
+    Raises:
+        TypeError, ValueError: `y` is not a floating-point tensor, or has no time steps.
     """
     return undefined(*dominant_frequency_with_reason(y, thresholds))
 
 
 def dominant_frequency_with_reason(y: Tensor, thresholds: Thresholds = DEFAULT) -> tuple[Tensor, Tensor]:
-    """`dominant_frequency` before it is made NaN, with its reasons."""
+    """`dominant_frequency` before it is made NaN, with its reasons.
+
+    Raises:
+        TypeError, ValueError: `y` is not a floating-point tensor, or has no time steps.
+    """
     y = at_least_float32(y)
     std = y.std(-1, correction=0)
     reason = (std < thresholds.least_std).to(torch.uint8) * int(Reason.SILENT)

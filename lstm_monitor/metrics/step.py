@@ -154,9 +154,12 @@ def at_least_float32(y: Tensor) -> Tensor:
 
     Raises:
         TypeError: `y` is not a floating-point tensor.
+        ValueError: `y` has no time steps.
     """
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise TypeError(f"y={y!r} is no floating-point tensor; give responses of shape (..., T)")
+    if y.dim() == 0 or y.shape[-1] == 0:
+        raise ValueError(f"y has shape {tuple(y.shape)}; give responses of shape (..., T) with T of at least 1")
     return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
 
@@ -165,35 +168,56 @@ def summarize(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFA
 
     Raises:
         TypeError: `y` is not a floating-point tensor.
-        ValueError: `y` has no time steps.
+        ValueError: `y` has no time steps, or `y0` does not broadcast to ``y.shape[:-1]``.
     """
     y = at_least_float32(y)
-    if y.dim() == 0 or y.shape[-1] == 0:
-        raise ValueError(f"y has shape {tuple(y.shape)}; give responses of shape (..., T) with T of at least 1")
     start = y[..., 0] if y0 is None else torch.as_tensor(y0, dtype=y.dtype, device=y.device)
-    return StepSummary(y, start.expand(y.shape[:-1]), thresholds)
+    try:
+        start = start.expand(y.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"y0 has shape {tuple(start.shape)}; for y of shape {tuple(y.shape)} it must broadcast to "
+            f"{tuple(y.shape[:-1])}: y without its time"
+        ) from None
+    return StepSummary(y, start, thresholds)
 
 
 def initial_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
-    """The value before the step, ``y0``, shape (...). NaN if the response is not finite."""
+    """The value before the step, ``y0``, shape (...). NaN if the response is not finite.
+
+    Raises:
+        TypeError, ValueError: as `summarize`.
+    """
     summary = summarize(y, y0, thresholds)
     return undefined(summary.y0, summary.value_reason)
 
 
 def final_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
-    """The mean of the last L samples, shape (...). NaN if the response is not finite."""
+    """The mean of the last L samples, shape (...). NaN if the response is not finite.
+
+    Raises:
+        TypeError, ValueError: as `summarize`.
+    """
     summary = summarize(y, y0, thresholds)
     return undefined(summary.final, summary.value_reason)
 
 
 def delta_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
-    """Final minus initial response, signed, shape (...). NaN if the response is not finite."""
+    """Final minus initial response, signed, shape (...). NaN if the response is not finite.
+
+    Raises:
+        TypeError, ValueError: as `summarize`.
+    """
     summary = summarize(y, y0, thresholds)
     return undefined(summary.delta, summary.value_reason)
 
 
 def peak_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
-    """The largest ``|y - y0|``, shape (...). NaN if the response is not finite."""
+    """The largest ``|y - y0|``, shape (...). NaN if the response is not finite.
+
+    Raises:
+        TypeError, ValueError: as `summarize`.
+    """
     summary = summarize(y, y0, thresholds)
     return undefined(summary.peak, summary.value_reason)
 
@@ -202,6 +226,9 @@ def peak_time(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFA
     """The index in steps of the first sample with the largest ``|y - y0|``, shape (...).
 
     NaN if the cell is silent (peak under 1e-3) or the response is not finite.
+
+    Raises:
+        TypeError, ValueError: as `summarize`.
     """
     return summarize(y, y0, thresholds).peak_time
 
@@ -210,6 +237,9 @@ def rise_time(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFA
     """Steps from the first sample at 10% of delta or more to the first at 90% or more, shape (...).
 
     NaN for the reasons of `settling_time`, and where the response returns to where it was (washout).
+
+    Raises:
+        TypeError, ValueError: as `summarize`.
     """
     return summarize(y, y0, thresholds).rise_time
 
@@ -220,6 +250,9 @@ def settling_time(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = 
     The band is 10% of abs(delta), of the peak where the response returns to where it was (the "90% window").
     NaN, see `step_reason`, if the cell is silent, drifting or oscillating at the end, if the last sample itself is
     outside the band, if T < 8, or if the response is not finite.
+
+    Raises:
+        TypeError, ValueError: as `summarize`.
 
     Example:
         >>> t = torch.arange(200.0)
@@ -233,10 +266,17 @@ def overshoot(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFA
     """How far the response goes beyond its final value, a fraction of abs(delta), shape (...); 0 if it never does.
 
     NaN for the reasons of `settling_time`, and where the response returns to where it was (washout).
+
+    Raises:
+        TypeError, ValueError: as `summarize`.
     """
     return summarize(y, y0, thresholds).overshoot
 
 
 def step_reason(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
-    """Why `settling_time` is undefined: uint8 codes of `Reason`, shape (...); 0 where it is defined."""
+    """Why `settling_time` is undefined: uint8 codes of `Reason`, shape (...); 0 where it is defined.
+
+    Raises:
+        TypeError, ValueError: as `summarize`.
+    """
     return summarize(y, y0, thresholds).reason

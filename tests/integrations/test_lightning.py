@@ -194,7 +194,7 @@ def test_a_monitored_key_with_a_typo_is_told(tmp_path: Path) -> None:
 
     wrong = TIME.replace("settling", "setling")
     stopping = EarlyStopping(wrong, patience=9, check_on_train_epoch_end=True)
-    with pytest.warns(lm.MonitorWarning, match="no key of lstm_monitor, and stays at 0. Did you mean"):
+    with pytest.warns(lm.MonitorWarning, match="no key of lstm_monitor and never measured. Did you mean"):
         fit(tmp_path, callback(LIGHTNING), stopping)
 
 
@@ -240,6 +240,64 @@ def test_switched_off_it_leaves_only_finite_values(
     assert b"loss" in written
     assert b"lstm_monitor" not in written
     assert "lstm_monitor" not in (Path(logger[1].log_dir) / "metrics.csv").read_text()
+
+
+def seen_by(stopping: Any) -> list[float]:
+    """Every value that an EarlyStopping judges."""
+    seen: list[float] = []
+    judge = stopping._evaluate_stopping_criteria
+    stopping._evaluate_stopping_criteria = lambda value: (seen.append(float(value)), judge(value))[1]
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_switched_off_it_never_ends_a_training_that_watches_it(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSTM_MONITOR", "off")
+    stopping = import_module(f"{LIGHTNING}.callbacks").EarlyStopping(RESPONSE, patience=1, mode=mode)
+    with pytest.warns(lm.MonitorWarning, match="is monitored, but lstm_monitor rests or is off"):
+        runner = fit(tmp_path, callback(LIGHTNING), stopping, max_epochs=6)
+    assert runner.current_epoch == 6
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_first_measured_value_is_better_than_what_stood_in_for_it(mode: str, tmp_path: Path) -> None:
+    stopping = import_module(f"{LIGHTNING}.callbacks").EarlyStopping(
+        RESPONSE, patience=1, mode=mode, check_on_train_epoch_end=False, min_delta=-1.0
+    )
+    values = seen_by(stopping)
+    runner = fit(tmp_path, callback(LIGHTNING), stopping, val_check_interval=0.5, num_sanity_val_steps=0, max_epochs=3)
+    assert runner.current_epoch == 3
+    assert [abs(value) > 1e29 for value in values] == [True, True, False, False, False, False]
+    assert (values[0] > values[1] > values[2]) if mode == "min" else (values[0] < values[1] < values[2])
+
+
+def test_a_monitor_that_rests_does_not_end_a_training_that_watches_it(tmp_path: Path) -> None:
+    class Full:
+        reports = 0
+
+        def write(self, report: lm.Report) -> None:
+            self.reports += 1
+            if self.reports > 1:
+                raise OSError("no space left")
+
+        def close(self) -> None: ...
+
+    stopping = import_module(f"{LIGHTNING}.callbacks").EarlyStopping(RESPONSE, patience=1, mode="min")
+    with pytest.warns(lm.MonitorWarning):
+        runner = fit(tmp_path, callback(LIGHTNING, sinks=[Full()], on_error="warn"), stopping, max_epochs=6)
+    assert runner.current_epoch == 6
+
+
+def test_validation_by_batches_sets_the_operating_point_once_it_comes(tmp_path: Path) -> None:
+    sink = lm.MemorySink()
+    fit(
+        tmp_path, callback(LIGHTNING, sinks=[sink]), check_val_every_n_epoch=None, val_check_interval=6,
+        num_sanity_val_steps=0, max_epochs=4,
+    )  # fmt: skip
+    assert {layer.point_source for report in sink.reports for layer in report.layers} == {"held_out"}
+    assert [report.epoch for report in sink.reports] == [2, 3, 4]
 
 
 # Which package
@@ -580,6 +638,8 @@ def test_lightning_cli_takes_it_from_yaml(package: str, tmp_path: Path, monkeypa
         ({"rank_by": "setling_time"}, "Did you mean 'settling_time'"),
         ({"on_error": "rise"}, "Did you mean 'raise'"),
         ({"horizon": 2}, "horizon=2"),
+        ({"pictures_every": -1}, "pictures_every=-1"),
+        ({"held_out_steps": 0}, "held_out_steps=0"),
     ],
 )
 def test_bad_arguments_are_told_at_once(options: dict[str, Any], words: str) -> None:
