@@ -32,7 +32,7 @@ from lstm_monitor.integrations import LSTMMonitorCallback
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-RATES = {"fast": 3e-3, "slow": 3e-4}
+RATES = {"fast": 1e-3, "slow": 3e-4}
 SWITCHES = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--virtual-time-budget=15000")  # fmt: skip

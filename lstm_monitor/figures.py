@@ -240,8 +240,8 @@ def draw_cells(axes: Axes, layer: LayerReport) -> None:
     ticks = [(np.log10(tick), str(tick)) for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= layer.horizon]
     _x(axes, [*ticks, (end, "none")], "settling time (steps)")
     _y(axes, _log_ticks(low, high), "size of the largest change of h")
-    lacking = f"; {int(never.sum())} of {len(x)} have no settling time" if never.any() else ""
-    _head(axes, layer, "time scale and size", f"orange: first five of the ranking{lacking}")
+    lacking = f"; {int(never.sum())} of {len(x)} never settle" if never.any() else ""
+    _head(axes, layer, "time scale and size", f"orange: first five in rank{lacking}")
 
 
 def _name_dots(axes: Axes, x: Array, y: Array, names: Sequence[str]) -> None:
@@ -257,7 +257,7 @@ def _name_dots(axes: Axes, x: Array, y: Array, names: Sequence[str]) -> None:
                       ha="left" if offset[0] > 0 else "right", family="DejaVu Sans", usetex=False)  # fmt: skip
 
 
-_BESIDE = [(right, up) for up in (2, -9, 11, -18, 21, -28) for right in (4, -4)]
+_BESIDE = [(right, up) for up in (2, -10, 14, -22, 26, -34) for right in (4, -4)]
 """Where a name may stand beside its dot, in points, the best place first."""
 
 Box = tuple[float, float, float, float]
@@ -267,7 +267,7 @@ def _name_box(dot: Array, offset: tuple[int, int], name: str) -> Box:
     """Left, lower, right and upper end in points of a name of 10-point digits."""
     width, low = 6.4 * len(name), dot[1] + offset[1]
     left = dot[0] + offset[0] - (0 if offset[0] > 0 else width)
-    return left, low - 0.5, left + width, low + 8
+    return left, low - 2.5, left + width, low + 9
 
 
 def _overlap(one: Box, other: Box) -> bool:

@@ -64,7 +64,7 @@ class LayerReport:
         return self.trace.change.shape[-1]
 
     def flagged(self, group: str = "step") -> Tensor:
-        """Cells ``(H,)`` that drift or oscillate at the end, for at least half of the steps that move them."""
+        """Cells ``(H,)`` that drift or oscillate at the end, for most of the steps that move them."""
         return flagged(self.metrics[f"{group}/settling_time"].reasons)
 
     def silent(self) -> Tensor:

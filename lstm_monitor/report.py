@@ -173,7 +173,7 @@ def documented_keys() -> tuple[tuple[str, str, str], ...]:
 
 LAYER = "<layer>"
 _COUNTS = (
-    ("step", "flagged", "cells that drift or oscillate at the end for at least half of the steps that move them"),
+    ("step", "flagged", "cells that drift or oscillate at the end for most of the steps that move them"),
     ("step", "not_at_rest", "cells that still move after 256 steps without a stimulus: the layer oscillates by itself"),
     ("step", "silent", "cells that no step moves"),
     ("activity", "dead", "cells with a std under 0.001 on held-out data"),

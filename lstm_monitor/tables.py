@@ -23,9 +23,6 @@ _HEADLINES = (
     "gates/saturation",
     "gates/tau_f",
 )
-_UNITS = {"share": (100, "%")}
-"""Units that people read in another form: the factor and the unit shown."""
-
 FEW = 8
 """A layer of so few cells is listed whole, not by its first and last cells."""
 
@@ -53,12 +50,16 @@ def _layer_lines(layer: LayerReport) -> Iterator[str]:
         if path in layer.metrics:
             p10, p50, p90 = quantiles(finite(layer.metrics[path].cells))
             if p50 == p50:
-                factor, unit = _UNITS.get(CATALOG[path].unit, (1, f" {CATALOG[path].unit}".rstrip()))
-                median, low, high = (factor * value for value in (p50, p10, p90))
-                yield f"  {path:<20} median {median:.3g}{unit} (p10 {low:.3g}, p90 {high:.3g})"
+                yield f"  {path:<20} {_quantile_words(CATALOG[path].unit, p10, p50, p90)}"
     yield from (f"  {note}" for note in notes(layer))
     yield f"  ranked by {layer.ranking.words}:"
     yield f"    {_ends(layer.ranking.order.tolist())}"
+
+
+def _quantile_words(unit: str, p10: float, p50: float, p90: float) -> str:
+    if unit == "share":
+        return f"median {100 * p50:.3g}% (p10 {100 * p10:.3g}%, p90 {100 * p90:.3g}%)"
+    return f"median {f'{p50:.3g} {unit}'.rstrip()} (p10 {p10:.3g}, p90 {p90:.3g})"
 
 
 def _ends(order: Sequence[int]) -> str:

@@ -49,10 +49,10 @@ def test_it_reads_well(report: lm.Report) -> None:
 
 def test_layers_are_found_by_name(report: lm.Report) -> None:
     assert report["rnn.l0"].hidden_size == 12
-    with pytest.raises(KeyError, match=r"no layer 'rnn\.l1'; there are rnn\.l0"):
+    with pytest.raises(KeyError, match=r"no layer 'rnn\.l1'\. Did you mean 'rnn\.l0'"):
         report["rnn.l1"]
-    with pytest.raises(KeyError, match="no metric 'step/x' of rnn.l0; there are step/initial_response"):
-        report["rnn.l0"].metrics["step/x"]
+    with pytest.raises(KeyError, match="no metric 'step/peak_respons' of rnn.l0. Did you mean 'step/peak_response'"):
+        report["rnn.l0"].metrics["step/peak_respons"]
 
 
 def test_nothing_of_the_model_or_the_random_state_changes(x: torch.Tensor) -> None:

@@ -2,14 +2,12 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import wasserstein_distance
+from torch import nn
 
 import lstm_monitor as lm
-from lstm_monitor.distributions import finite, quantiles, wasserstein
-from tests import oracles
+from lstm_monitor.distributions import finite
 
 
 def metrics(cells: torch.Tensor, layer: str = "rnn") -> lm.Metrics:
@@ -20,23 +18,6 @@ def metrics(cells: torch.Tensor, layer: str = "rnn") -> lm.Metrics:
 def drift(now: torch.Tensor, earlier: torch.Tensor) -> lm.Drift:
     (found,) = lm.compare(metrics(now), metrics(earlier))
     return found
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_wasserstein_equals_scipy_and_the_naive_one(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    one, other = (
-        np.sort(random.normal(size=random.integers(1, 40))),
-        np.sort(random.normal(1, 2, random.integers(1, 40))),
-    )
-    assert wasserstein(one, other) == pytest.approx(wasserstein_distance(one, other))
-    assert wasserstein(one, other) == pytest.approx(oracles.wasserstein(one, other))
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 10, 97])
-def test_quantiles_equal_numpys(size: int) -> None:
-    values = np.sort(np.random.default_rng(size).normal(size=size))
-    np.testing.assert_allclose(quantiles(values), np.quantile(values, [0.1, 0.5, 0.9]))
 
 
 def test_a_shift_by_the_spread_is_one() -> None:
@@ -67,3 +48,23 @@ def test_undefined_cells_are_left_out_and_too_few_are_nan() -> None:
 def test_only_metrics_that_both_have_and_only_one_layer() -> None:
     with pytest.raises(ValueError, match="earlier=other.l0 is another layer"):
         lm.compare(metrics(torch.ones(3)), metrics(torch.ones(3), "other"))
+
+
+def test_reports_are_compared_layer_by_layer() -> None:
+    both = lm.characterize(nn.GRU(2, 4, num_layers=2), horizon=16)
+    one = lm.characterize(nn.GRU(2, 4), horizon=16)
+    found = lm.compare(both, one)
+    assert repr(found) == repr(both.drift_from(one))  # NaN is not itself
+    assert set(found) == {"l0"}
+    assert {d.metric for d in found["l0"]} == set(one["l0"].metrics.paths())
+
+
+@pytest.mark.parametrize("wrong", ["report", None, lm.LSTMMonitor(), nn.LSTM(2, 3)])
+def test_nothing_else_is_compared(wrong: object) -> None:
+    report = lm.Report(())
+    with pytest.raises(TypeError, match="cannot be compared; give two reports, or the metrics of one layer"):
+        lm.compare(report, wrong)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=f"now={type(wrong).__name__} and earlier=Report"):
+        lm.compare(wrong, report)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="now=Metrics and earlier=Report"):
+        lm.compare(metrics(torch.ones(3)), report)  # type: ignore[call-overload]

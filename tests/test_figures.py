@@ -207,3 +207,27 @@ report.pictures(), report.plot()
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def overlaps(boxes) -> list[tuple[int, int]]:
+    pairs = [(i, j) for i in range(len(boxes)) for j in range(i)]
+    return [(i, j) for i, j in pairs if boxes[i].overlaps(boxes[j])]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
+def test_no_text_covers_another(scale):
+    torch.manual_seed(0)
+    model = nn.LSTM(2, 24, num_layers=2, bidirectional=True)
+    with torch.no_grad():
+        [weight.mul_(scale) for name, weight in model.named_parameters() if "ih" in name]
+    figure = figures.overview(lm.characterize(model, horizon=32).layers)
+    figures.as_pixels(figure)
+    assert overlaps([text.get_window_extent() for axes in figure.axes for text in axes.texts]) == []
+
+
+def test_names_of_dots_in_one_place_lie_apart():
+    figure = figures._figure(4, 3)
+    axes = figures._axes(figure, (0.1, 0.1, 0.8, 0.8))
+    figures._name_dots(axes, np.full(5, 0.5), np.full(5, 0.5), ["7", "12", "345", "1000", "2"])
+    figures.as_pixels(figure)
+    assert overlaps([text.get_window_extent() for text in axes.texts]) == []

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import lstm_monitor as lm
-from lstm_monitor.host import to_host
 from lstm_monitor.report import documented_keys
 
 ROOT = Path(__file__).parents[1]
@@ -105,13 +104,37 @@ def test_drift_between_reports(report: lm.Report) -> None:
     assert all(d.distance == 0 or math.isnan(d.distance) for ds in report.drift_from(report).values() for d in ds)
 
 
-def test_one_transfer_brings_a_record_to_the_host_unchanged() -> None:
-    pieces = [torch.arange(5), torch.rand(3, 2), torch.rand(4, dtype=torch.float64).t(), torch.tensor([True, False])]
-    from lstm_monitor.host import _move
+def test_unknown_metrics_and_layers_have_the_nearest_match(report: lm.Report) -> None:
+    metrics = report.layers[0].metrics
+    with pytest.raises(KeyError, match="no metric 'step/setling_time' of l0. Did you mean 'step/settling_time'"):
+        metrics["step/setling_time"]
+    with pytest.raises(KeyError, match="no layer 'l9'. Did you mean 'l"):
+        report["l9"]
 
-    assert _move([]) == []
-    for before, after in zip(pieces, _move(pieces), strict=True):
-        assert before.dtype == after.dtype
-        assert torch.equal(before, after)
-    record = lm.LayerKey("rnn")
-    assert to_host(record) == record
+
+def test_gates_of_another_kind_of_layer() -> None:
+    metrics = lm.characterize(nn.GRU(2, 3), horizon=16)["l0"].metrics
+    with pytest.raises(KeyError, match="This kind of layer has no such gate; it has gates/reset_saturation"):
+        metrics["gates/forget_saturation"]
+    snap = lm.snapshot(nn.GRU(2, 3))[0]
+    few = lm.measure(lm.respond(snap, lm.step(torch.ones(2), steps=16)))
+    with pytest.raises(KeyError, match="Allowed|Did you mean"):
+        few["gates/forget_saturation"]
+
+
+def test_records_are_shown_in_a_line() -> None:
+    torch.manual_seed(0)
+    report = lm.characterize(nn.LSTM(2, 3), torch.randn(30, 4, 2), horizon=16)
+    snap = lm.snapshot(nn.LSTM(2, 3), torch.randn(30, 4, 2))[0]
+    stimulus = lm.step(torch.ones(2), steps=16)
+    response = lm.respond(snap, stimulus)
+    metrics = report["l0"].metrics
+    shown = [metrics, metrics["step/overshoot"], report["l0"].ranking, snap, snap.weights, snap.held_out, stimulus]
+    for record in (*shown, response):
+        assert "\n" not in repr(record)
+        assert "tensor" not in repr(record)
+        assert len(repr(record)) < 250
+    assert repr(stimulus) == "Stimulus(name='step', kind='step', signal=(16,), direction=(2,))"
+    assert repr(metrics) == f"Metrics(key=l0, items=<{len(metrics.items)}>)"
+    assert "weights=<LayerWeights>" in repr(snap)
+    assert "hidden=(1, 3, 16), stimuli=<1>, baseline=(3,)" in repr(response)

@@ -225,3 +225,32 @@ def test_no_global_random_state_moves() -> None:
     random_bank(snap.point)
     default_stimuli(snap)
     assert states() == before
+
+
+def test_a_direction_is_a_float_vector() -> None:
+    for wrong in (torch.tensor([1, 2]), [1.0, 2.0], 1.0):
+        with pytest.raises(TypeError, match=r"direction=.* is no floating-point tensor; give a float tensor of shape"):
+            step(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="direction="):
+            sinusoid(wrong, 0.1)  # type: ignore[arg-type]
+    for shape in ((), (2, 2)):
+        with pytest.raises(ValueError, match=r"direction has shape .*; give a float tensor of shape"):
+            step(torch.ones(shape))
+        with pytest.raises(ValueError, match="direction has shape"):
+            sinusoid(torch.ones(shape), 0.1)
+
+
+@pytest.mark.parametrize("options", [{"count": 0}, {"count": -3}, {"steps": 0}, {"steps": -1}])
+def test_a_bank_has_a_sequence_and_a_step(options: dict[str, int]) -> None:
+    ((name, number),) = options.items()
+    with pytest.raises(ValueError, match=f"{name}={number} is under 1"):
+        random_bank(point(torch.eye(2)), **options)
+
+
+def test_the_smallest_bank() -> None:
+    assert random_bank(point(torch.eye(2)), count=1, steps=1).inputs.shape == (1, 1, 2)
+
+
+def test_default_steps_are_eight_or_more() -> None:
+    with pytest.raises(ValueError, match="steps=7 is too short"):
+        default_stimuli(snap_on(None, 2), steps=7)

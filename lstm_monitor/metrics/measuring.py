@@ -212,8 +212,8 @@ def not_measured(key: LayerKey, size: int, group: str, kind: Kind, like: Tensor)
 def flagged(reasons: Tensor) -> Tensor:
     """Whether each cell ``(H,)`` is flagged, from the settling times' ``reasons (S, H)``.
 
-    Flagged: drifting or oscillating at the end for at least half of the steps that move it.
+    Flagged: drifting or oscillating at the end for more than half of the steps that move it.
     """
     unsettled = ((reasons == Reason.DRIFTING) | (reasons == Reason.OSCILLATING)).sum(0)
     moved = (reasons != Reason.SILENT).sum(0)
-    return (unsettled > 0) & (2 * unsettled >= moved)
+    return 2 * unsettled > moved

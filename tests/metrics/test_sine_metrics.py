@@ -353,3 +353,11 @@ def test_a_gain_that_is_nan_gives_nan_for_that_cell_alone() -> None:
     assert math.isnan(found[1])
     assert math.isfinite(found[0])
     assert found[0] == found[2]
+
+
+@pytest.mark.parametrize("shape", [(), (3, 0)])
+def test_no_time_steps_are_an_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"y has shape .*; give responses of shape \(\.\.\., T\)"):
+        metrics.amplitude(torch.ones(shape), 0.1)
+    with pytest.raises(ValueError, match="y has shape"):
+        metrics.dominant_frequency(torch.ones(shape))

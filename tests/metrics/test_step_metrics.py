@@ -407,3 +407,11 @@ def test_the_input_is_left_as_it_was(name: str) -> None:
 def test_the_codes_are_fixed() -> None:
     names = ("DEFINED", "SILENT", "WASHOUT", "DRIFTING", "OSCILLATING", "OUTSIDE", "TOO_SHORT", "NONFINITE")
     assert [int(Reason[name]) for name in names] == list(range(8))
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 1), (3, 1, 4), (5, 3, 4)])
+def test_a_start_that_does_not_broadcast_is_an_error(shape: tuple[int, ...]) -> None:
+    y = torch.rand(3, 4, 20)
+    with pytest.raises(ValueError, match=r"y0 has shape \(.*\); .* it must broadcast to \(3, 4\): y without its time"):
+        metrics.settling_time(y, torch.zeros(shape))
+    assert metrics.settling_time(y, torch.zeros(3, 1)).shape == (3, 4)

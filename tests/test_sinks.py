@@ -1,0 +1,48 @@
+"""Sinks: in memory, and several as one."""
+
+import pytest
+
+import lstm_monitor as lm
+from lstm_monitor.sinks import FanOut
+
+REPORT = lm.Report(())
+
+
+class Failing:
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def write(self, report: lm.Report) -> None:
+        raise OSError(f"write {self.words}")
+
+    def close(self) -> None:
+        raise OSError(f"close {self.words}")
+
+
+class Closing(lm.MemorySink):
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_memory_keeps_reports_in_order() -> None:
+    sink, other = lm.MemorySink(), lm.Report((), step=3)
+    sink.write(REPORT)
+    sink.write(other)
+    sink.close()
+    assert sink.reports == [REPORT, other]
+    assert isinstance(sink, lm.Sink)
+    assert not isinstance(object(), lm.Sink)
+
+
+def test_one_that_fails_does_not_keep_a_report_from_the_others() -> None:
+    before, after = Closing(), Closing()
+    sinks = FanOut([before, Failing("one"), Failing("two"), after])
+    with pytest.raises(OSError, match="write one"):
+        sinks.write(REPORT)
+    with pytest.raises(OSError, match="close one"):
+        sinks.close()
+    assert before.reports == after.reports == [REPORT]
+    assert before.closed
+    assert after.closed
