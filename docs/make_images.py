@@ -38,7 +38,7 @@ SWITCHES = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--
             "--virtual-time-budget=15000")  # fmt: skip
 ONE_RUN = "&regexInput=" + quote("fast$")
 SHOTS = {
-    "dashboard": ("custom_scalars", (1500, 1150), (0, 64, 1500, 1070)),
+    "dashboard": ("custom_scalars", (1500, 1150), (357, 64, 1425, 1070)),
     "images": ("images" + ONE_RUN, (1500, 720), (330, 120, 1465, 560)),
     "distributions": ("distributions" + ONE_RUN + "&tagFilter=" + quote("(settling_time|peak_response|/std)/cells"),
                       (1500, 620), (330, 120, 1465, 420)),
