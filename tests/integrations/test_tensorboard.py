@@ -100,6 +100,24 @@ def test_histograms_are_those_of_the_reports(run):
             assert read_back.sum_squares == pytest.approx(np.square(values).sum(), rel=1e-12)
 
 
+def logged_keys(folder: Path) -> set[tuple[str, str]]:
+    """(key with ``<layer>`` for the layer's name, kind) of everything in a run's event files."""
+    tags = events(folder).Tags()
+    kinds = {"scalars": "scalar", "histograms": "histogram", "images": "picture", "tensors": "text"}
+    found = {(tag.removesuffix("/text_summary"), kind) for name, kind in kinds.items() for tag in tags[name]}
+    return {(re.sub(r"^lstm_monitor/(?!_run/)[^/]+", "lstm_monitor/<layer>", key), kind) for key, kind in found}
+
+
+def test_the_event_files_hold_the_documented_keys_and_no_other(tmp_path: Path) -> None:
+    table = (Path(__file__).parents[2] / "docs" / "keys.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `([^`]+)` \| (\w+) \|", table, re.MULTILINE))
+    logged: set[tuple[str, str]] = set()
+    for name, model in KINDS.items():
+        watch(tmp_path / name, copy.deepcopy(model), pictures_every=1)
+        logged |= logged_keys(tmp_path / name)
+    assert logged == documented
+
+
 def test_buckets_hold_every_value_where_it_lies(run):
     folder, reports = run
     read = events(folder)
