@@ -109,7 +109,6 @@ class LightningHooks:
         self._recordings: dict[nn.Module, Recording] | None = None
         self._logger_sinks: list[Sink] = []
         self._values: dict[str, float] = {}
-        self._measured: set[str] = set()
         self._waited = 0
         self._told = ""
         self._late = False
@@ -222,7 +221,6 @@ class LightningHooks:
             with monitor.guard.protect("Reading the checkpoint"):
                 monitor.load_state_dict(state)
                 self._values = dict(state.get("values", {}))
-                self._measured = set(self._values)
 
     def _start(self, monitor: LSTMMonitor, trainer: Any) -> None:
         monitor.steps, monitor.epochs = trainer.global_step, trainer.current_epoch
@@ -290,10 +288,11 @@ class LightningHooks:
         """
         if self._active and self.monitor is not None:
             with self.monitor.guard.protect("Giving values to other callbacks"):
-                self._update_values(self.monitor, watched_keys(trainer))
-                trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._values.items()})
+                values = self._values_now(self.monitor, watched_keys(trainer))
+                trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
-    def _update_values(self, monitor: LSTMMonitor, watched: dict[str, str]) -> None:
+    def _values_now(self, monitor: LSTMMonitor, watched: dict[str, str]) -> dict[str, float]:
+        """Every value as last measured, and stand-ins, which no checkpoint keeps, for watched keys without one."""
         report, idle = monitor.report, monitor.guard.idle
         if watched and idle and self._told != "unmeasured":
             self._told = "unmeasured"
@@ -301,13 +300,11 @@ class LightningHooks:
         elif report is not None and not self._told:
             self._told = "unknown"
             tell_unknown(watched, report)
-        scalars = {} if report is None else report.scalars()
-        self._measured.update(scalars)
+        self._values |= {} if report is None else report.scalars()
         self._waited += 1
-        for key, mode in watched.items():
-            if idle or key not in self._measured:
-                scalars[key] = stand_in(mode, self._waited, seen=key in self._measured)
-        self._values |= scalars
+        lacking = {key: mode for key, mode in watched.items() if idle or key not in self._values}
+        seen = self._values.keys()
+        return self._values | {key: stand_in(mode, self._waited, seen=key in seen) for key, mode in lacking.items()}
 
     def _remove_hooks(self) -> None:
         handles, self._handles = self._handles, []

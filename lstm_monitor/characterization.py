@@ -73,11 +73,11 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
     """
     check_ranking_name(rank_by)
     check_horizon(horizon)
-    check_steps(held_out_steps)
+    check_steps(held_out_steps)  # before anything is run
     found = find_layers(model, layers)
-    options = {"forward": forward, "lengths": lengths, "mask": mask, "max_steps": check_steps(held_out_steps)}
+    options = {"forward": forward, "lengths": lengths, "mask": mask, "max_steps": held_out_steps}
     snaps = snapshot(model, held_out, layers=found, **options)
-    results = examine(snaps, {}, rank_by, thresholds or Thresholds(), check_horizon(horizon))
+    results = examine(snaps, {}, rank_by, thresholds or Thresholds(), horizon)
     return Report(tuple(report for report, _ in results), skipped=tuple(map(str, found.skipped)), versions=versions())
 
 

@@ -272,5 +272,5 @@ def test_a_users_own_error_is_passed_on_and_the_sinks_are_closed(tmp_path: Path)
 def test_every_hook_of_ours_that_lightning_calls_has_its_fault_here() -> None:
     parts = {name for name in vars(hooks.LightningHooks) if name.startswith("_") and not name.startswith("__")}
     planted = {name.rsplit(".", 1)[1] for name in PATCHED}
-    plain = {"_monitor", "_do", "_forget", "_restore", "_end", "_remove_hooks", "_give_values", "_update_values"}
+    plain = {"_monitor", "_do", "_forget", "_restore", "_end", "_remove_hooks", "_give_values", "_values_now"}
     assert parts - planted == plain

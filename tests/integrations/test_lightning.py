@@ -261,6 +261,15 @@ def test_switched_off_it_never_ends_a_training_that_watches_it(
     assert runner.current_epoch == 6
 
 
+def test_a_checkpoint_keeps_no_stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSTM_MONITOR", "off")
+    ours, stopping = callback(LIGHTNING), import_module(f"{LIGHTNING}.callbacks").EarlyStopping(RESPONSE)
+    with pytest.warns(lm.MonitorWarning):
+        runner = fit(tmp_path, ours, stopping)
+    assert abs(runner.callback_metrics[RESPONSE]) > 1e29
+    assert ours.state_dict()["values"] == {}
+
+
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_the_first_measured_value_is_better_than_what_stood_in_for_it(mode: str, tmp_path: Path) -> None:
     stopping = import_module(f"{LIGHTNING}.callbacks").EarlyStopping(
