@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 import lstm_monitor as lm
-from lstm_monitor import figures
+from lstm_monitor import drawing, figures
 from lstm_monitor.layer_report import LayerReport, RankHistory
 from lstm_monitor.records import Metric, Metrics, Reason
 
@@ -226,8 +226,8 @@ def test_no_text_covers_another(scale):
 
 
 def test_names_of_dots_in_one_place_lie_apart():
-    figure = figures._figure(4, 3)
-    axes = figures._axes(figure, (0.1, 0.1, 0.8, 0.8))
-    figures._name_dots(axes, np.full(5, 0.5), np.full(5, 0.5), ["7", "12", "345", "1000", "2"])
+    figure = drawing.canvas(4, 3)
+    axes = drawing.frame(figure, (0.1, 0.1, 0.8, 0.8))
+    drawing.name_dots(axes, np.full(5, 0.5), np.full(5, 0.5), ["7", "12", "345", "1000", "2"])
     figures.as_pixels(figure)
     assert overlaps([text.get_window_extent() for text in axes.texts]) == []
