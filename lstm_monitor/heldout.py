@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,20 +32,56 @@ def record_held_out(
 
     Call it inside `undisturbed(model)`: it runs the model as it is. See `characterize` for the arguments.
     """
+    recorder = Recorder(dict.fromkeys(layer.module for layer in layers), max_steps)
+    for run in runs_of(model, layers, held_out, forward=forward, lengths=lengths, mask=mask):
+        if not recorder.full():
+            with recorder.batch(run.mask):
+                run.call()
+    recordings = recorder.recordings()
+    if not recordings:
+        raise ValueError(_nothing_received(layers))
+    return recordings
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The model on one held-out batch: ``call()`` returns its output; ``mask (N, T)`` marks the steps that count.
+
+    With a ``score`` the call is a loss or an evaluation: `score` takes from what it returns one number or ``(N,)``, one
+    a sequence, and the output is what the model itself gave meanwhile, if ``watched``. ``weight`` is how much one such
+    number counts beside those of other runs.
+    """
+
+    call: Callable[[], Any]
+    mask: Tensor | None = None
+    score: Callable[[Any], Any] | None = None
+    watched: bool = True
+    weight: float = 1.0
+
+
+def runs_of(
+    model: nn.Module,
+    layers: Layers,
+    held_out: Any,
+    *,
+    forward: Forward | None = None,
+    lengths: Any = None,
+    mask: Any = None,
+) -> tuple[Run, ...]:
+    """A run for each held-out batch, checked and not yet made. See `characterize` for the arguments."""
     batches = _batches(held_out)
     for batch in batches:
         _check(batch)
     masks = _masks(batches, isinstance(held_out, list), lengths, mask)
     _check_initialized(model)
-    recorder = Recorder(dict.fromkeys(layer.module for layer in layers), max_steps)
-    for batch, valid in zip(batches, masks, strict=True):
-        if not recorder.full():
-            with recorder.batch(valid):
-                _run(model, layers, _to_device_of(model, batch), forward)
-    recordings = recorder.recordings()
-    if not recordings:
-        raise ValueError(_nothing_received(layers))
-    return recordings
+    return tuple(
+        Run(partial(_on_device, model, layers, batch, forward), valid)
+        for batch, valid in zip(batches, masks, strict=True)
+    )
+
+
+def _on_device(model: nn.Module, layers: Layers, batch: Any, forward: Forward | None) -> Any:
+    return _run(model, layers, _to_device_of(model, batch), forward)
 
 
 def _nothing_received(layers: Layers) -> str:
@@ -157,16 +195,15 @@ def _to_device_of(model: nn.Module, batch: Any) -> Any:
     return batch
 
 
-def _run(model: nn.Module, layers: Layers, batch: Any, forward: Forward | None) -> None:
+def _run(model: nn.Module, layers: Layers, batch: Any, forward: Forward | None) -> Any:
     try:
         if forward is not None:
-            forward(model, batch)
-        elif isinstance(batch, Mapping):
-            model(**batch)
-        elif isinstance(batch, tuple) and not isinstance(batch, PackedSequence):
-            model(*batch)
-        else:
-            model(batch)
+            return forward(model, batch)
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        if isinstance(batch, tuple) and not isinstance(batch, PackedSequence):
+            return model(*batch)
+        return model(batch)
     except Exception as error:
         raise ValueError(_cannot_run(layers, batch, error)) from error
 

@@ -18,6 +18,8 @@ from lstm_monitor.errors import nearest
 
 Kind = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
 Mode = Literal["coupled", "alone"]
+AblationMode = Literal["zero", "mean"]
+Better = Literal["lower", "higher"]
 
 GATES: Mapping[str, tuple[str, ...]] = {
     "lstm": ("input", "forget", "candidate", "output"),
@@ -197,13 +199,25 @@ class OperatingPoint(_OneLine):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Importance(_OneLine):
+    """How much the network's output needs each cell, ``scores (H,)``, found by running the whole network.
+
+    ``name`` and ``words`` say how it was found. ``scores`` None: it could not be, and ``words`` say why.
+    """
+
+    name: str
+    words: str
+    scores: Tensor | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Snapshot(_OneLine):
     """A detached copy of one layer at one moment, with its operating point.
 
     ``outgoing (H,)``: norm of each cell's outgoing columns in the module that reads the layer, ``reader`` its name
     (None where none was found). ``hidden_mean (H,)``: mean hidden state on the held-out sequences, at which the
     cross-recurrence of the decoupled responses is frozen (zero without data). ``held_out_hidden (T, N, H)`` are the
-    hidden states on ``held_out``.
+    hidden states on ``held_out``. ``importance``: what the whole network says of each cell, where it was asked.
     """
 
     key: LayerKey
@@ -214,6 +228,7 @@ class Snapshot(_OneLine):
     held_out_hidden: Tensor | None = None
     outgoing: Tensor | None = None
     reader: str | None = None
+    importance: Importance | None = None
 
     @property
     def kind(self) -> Kind:

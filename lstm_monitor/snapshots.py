@@ -67,7 +67,7 @@ def snapshot(
 def _snap_module(model: nn.Module, module: nn.Module, found: Layers, recording: Recording | None) -> Iterator[Snapshot]:
     """Every direction of every layer of one module, the inputs of a layer being the outputs of the one below."""
     wanted = {layer.key for layer in found}
-    stages = _stages(module, found)
+    stages = stages_of(module, next(layer for layer in found if layer.module is module))
     for stage in stages:
         snaps = [_snap(layer, recording, model) for layer in stage]
         yield from (snap for snap in snaps if snap.key in wanted)
@@ -75,8 +75,8 @@ def _snap_module(model: nn.Module, module: nn.Module, found: Layers, recording: 
             recording = replace(recording, inputs=torch.cat([_outputs(snap) for snap in snaps], dim=-1))
 
 
-def _stages(module: nn.Module, found: Layers) -> list[list[Layer]]:
-    sample = next(layer for layer in found if layer.module is module)
+def stages_of(module: nn.Module, sample: Layer) -> list[list[Layer]]:
+    """Every direction of every layer of a module, from the first layer on, from one of them."""
     if sample.is_cell:
         return [[sample]]
     assert isinstance(module, nn.RNNBase)
@@ -142,7 +142,7 @@ def _sequences(layer: Layer, weights: LayerWeights, recording: Recording) -> Seq
     c0 = None if recording.c0 is None else recording.c0[index].to(weights.weight_ih)
     mask = recording.mask.to(inputs.device)
     if layer.key.reverse:
-        inputs, mask = _flip(inputs, recording.lengths), _flip(mask, recording.lengths)
+        inputs, mask = flip(inputs, recording.lengths), flip(mask, recording.lengths)
     return Sequences(inputs, mask, recording.lengths, h0, c0)
 
 
@@ -153,7 +153,7 @@ def unproject(weights: LayerWeights, h0: Tensor) -> Tensor:
     return h0 @ torch.linalg.pinv(weights.weight_hr).T
 
 
-def _flip(values: Tensor, lengths: Tensor | None) -> Tensor:
+def flip(values: Tensor, lengths: Tensor | None) -> Tensor:
     """``values (N, T, ...)`` reversed in time, each sequence within its own length."""
     if lengths is None:
         return values.flip(1)
@@ -183,7 +183,7 @@ def _outputs(snap: Snapshot) -> Tensor:
     outputs = snap.held_out_hidden.transpose(0, 1)
     if snap.weights.weight_hr is not None:
         outputs = outputs @ snap.weights.weight_hr.T
-    return _flip(outputs, snap.held_out.lengths) if snap.key.reverse else outputs
+    return flip(outputs, snap.held_out.lengths) if snap.key.reverse else outputs
 
 
 def operating_point(sequences: Sequences) -> OperatingPoint:

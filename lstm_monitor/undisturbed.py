@@ -24,11 +24,11 @@ def undisturbed(model: nn.Module | None = None) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         for device in {"cpu", *_device_types(model)}:
             stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(_random_states())
+        stack.enter_context(random_states())
         stack.enter_context(_full_precision())
         if model is not None:
-            stack.enter_context(_eval_mode(model))
-            stack.enter_context(_tensors(model))
+            stack.enter_context(eval_mode(model))
+            stack.enter_context(tensors_put_back(model))
         yield
 
 
@@ -37,7 +37,8 @@ def _device_types(model: nn.Module | None) -> set[str]:
 
 
 @contextlib.contextmanager
-def _random_states() -> Iterator[None]:
+def random_states() -> Iterator[None]:
+    """The random states of torch, numpy and Python, as before."""
     import numpy as np
 
     python, legacy_numpy = random.getstate(), np.random.get_state()
@@ -71,7 +72,7 @@ def _full_precision() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Every module's flag off inside; afterwards its attributes, and what they hold one level deep, are as before."""
     kept = [(vars(module), dict(vars(module))) for module in model.modules()]
     values = {id(value): value for _, attributes in kept for value in attributes.values()}.values()
@@ -90,7 +91,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _tensors(model: nn.Module) -> Iterator[None]:
+def tensors_put_back(model: nn.Module) -> Iterator[None]:
     """The values of every buffer and of tensors that are plain attributes, as before; parameters need no copy."""
     plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
     held = [tensor for tensor in (*model.buffers(), *plain) if not nn.parameter.is_lazy(tensor)]
