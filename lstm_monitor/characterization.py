@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lstm_monitor.heldout import Forward
+from lstm_monitor.heldout import Forward, runs_of
 from lstm_monitor.host import to_host
+from lstm_monitor.importance import assess
 from lstm_monitor.layer_report import LayerReport, Trace
 from lstm_monitor.layers import find_layers
 from lstm_monitor.metrics.measuring import flagged, measure, measure_modes, not_measured
+from lstm_monitor.outputs import Select
 from lstm_monitor.ranking import check_ranking_name, rank
 from lstm_monitor.records import LayerKey, Metric, Metrics, Mode, Probe, Response, Snapshot, Stimulus, Thresholds
 from lstm_monitor.report import Report
@@ -34,6 +36,7 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
     layers: str | Sequence[str] = "*",
     rank_by: str = "auto",
     forward: Forward | None = None,
+    output: Select | None = None,
     lengths: Any = None,
     mask: Any = None,
     horizon: int | None = None,
@@ -48,8 +51,12 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
             ``model(x)``, ``model(*batch)`` or ``model(**batch)``. It sets the operating point, and the
             activity and gate metrics need it; without it stimuli are around zero.
         layers: glob or globs over layer names.
-        rank_by: "auto" (held-out std x outgoing weights) or any metric's name.
+        rank_by: "auto" (centred output sensitivity on held-out data; without data that on random sequences; where the
+            model cannot be run, std x outgoing weights: the ranking's `words` say what was used and why), "measured"
+            (the exact effect on the output of removing each cell), "greedy" (an order for removal),
+            "std_x_outgoing", or any metric's name.
         forward: called as ``forward(model, batch)`` where the model takes its batch in another way.
+        output: selects, from what the model returns, the tensor that the sensitivity is of; by default the first.
         lengths: (N,) steps of each sequence that are no padding; a list of such for a list of batches.
         mask: (N, T) True for the steps that count; a list of such for a list of batches.
         horizon: steps of the step responses, at least 8. By default the task's length (at least 64), doubled until at
@@ -75,8 +82,10 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
     check_horizon(horizon)
     check_steps(held_out_steps)  # before anything is run
     found = find_layers(model, layers)
-    options = {"forward": forward, "lengths": lengths, "mask": mask, "max_steps": held_out_steps}
-    snaps = snapshot(model, held_out, layers=found, **options)
+    data: dict[str, Any] = {"forward": forward, "lengths": lengths, "mask": mask}
+    snaps = snapshot(model, held_out, layers=found, max_steps=held_out_steps, **data)
+    runs = () if held_out is None else runs_of(model, found, held_out, **data)
+    snaps = assess(snaps, model, found, runs, rank_by, select=output, max_steps=held_out_steps)
     results = examine(snaps, {}, rank_by, thresholds or Thresholds(), horizon)
     return Report(tuple(report for report, _ in results), skipped=tuple(map(str, found.skipped)), versions=versions())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -11,10 +13,12 @@ from torch import nn
 from lstm_monitor.characterization import check_horizon, check_steps, examine, versions
 from lstm_monitor.clock import Clock
 from lstm_monitor.guard import LOG, Guard, OnError
-from lstm_monitor.heldout import Forward
+from lstm_monitor.heldout import Forward, Run, runs_of
+from lstm_monitor.importance import assess
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.layers import find_layers
 from lstm_monitor.memory import LayerMemory, first_memory, fits, from_plain, next_memory, to_plain
+from lstm_monitor.outputs import Select
 from lstm_monitor.ranking import check_ranking_name
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
 from lstm_monitor.records import Snapshot, Thresholds
@@ -22,6 +26,9 @@ from lstm_monitor.report import Report
 from lstm_monitor.schedule import Schedule, as_schedule
 from lstm_monitor.sinks import FanOut, Sink
 from lstm_monitor.snapshots import snapshot
+from lstm_monitor.studies.check import AblationCheck, loop_check, study_of_loop
+from lstm_monitor.study.study import Study
+from lstm_monitor.study.trust import trust_sentence
 
 _COUNTS = ("steps", "epochs", "checks", "checked_at")
 
@@ -40,9 +47,12 @@ class LSTMMonitor:
         every_n_epochs: check after every n-th epoch, or a schedule: a function of the number of epochs done. The
             default is 1 where `every_n_steps` is not given either.
         every_n_steps: check after every n-th call of `on_train_batch_end`, or a schedule of their number.
+        ablation: True or an `AblationCheck`: when the training has ended, remove cells and see what that does to the
+            output on `held_out` and to the check's score, and which ranking foretold it.
         layers: glob or globs over layer names.
-        rank_by: "auto" or any metric's name.
+        rank_by: "auto", "measured", "greedy", "std_x_outgoing" or any metric's name, see `characterize`.
         forward: called as ``forward(model, batch)`` where the model takes its batch in another way.
+        output: selects, from what the model returns, the tensor that the sensitivity is of; by default the first.
         lengths: (N,) steps of each held-out sequence that are no padding.
         mask: (N, T) True for the held-out steps that count.
         horizon: steps of the step responses; None for as many as the cells need at the first check, see `characterize`.
@@ -53,7 +63,9 @@ class LSTMMonitor:
         on_error: "warn" turns an error of the monitor into one warning; "raise" raises it.
 
     Raises:
-        ValueError: an unknown name, an interval under 1, a budget that is no positive share.
+        TypeError: an `ablation` of another type.
+        ValueError: an unknown name, an interval under 1, a budget that is no positive share, an ablation that has
+            nothing to measure.
     """
 
     def __init__(  # noqa: PLR0913  # one argument for each thing that a user may choose
@@ -64,9 +76,11 @@ class LSTMMonitor:
         sinks: Sequence[Sink] = (),
         every_n_epochs: int | Schedule | None = None,
         every_n_steps: int | Schedule | None = None,
+        ablation: AblationCheck | bool | None = None,
         layers: str | Sequence[str] = "*",
         rank_by: str = "auto",
         forward: Forward | None = None,
+        output: Select | None = None,
         lengths: Any = None,
         mask: Any = None,
         horizon: int | None = None,
@@ -78,6 +92,7 @@ class LSTMMonitor:
         """See the class."""
         self.model = model
         self.held_out, self.forward, self.lengths, self.mask = held_out, forward, lengths, mask
+        self.output, self.ablation = output, loop_check(ablation, held_out)
         self.layers, self.rank_by = layers, check_ranking_name(rank_by)
         self.horizon, self.held_out_steps = check_horizon(horizon), check_steps(held_out_steps)
         self.sinks = list(sinks)
@@ -128,9 +143,12 @@ class LSTMMonitor:
             self.check()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> Report | None:
-        """Make the last check, close the sinks, and return the last report (None if no check was made)."""
+        """Make the last check and the ablation, close the sinks, and return the last report (None without a check)."""
         if self.checked_at != self.progress:
             self.check()
+        check = self.ablation
+        if check is not None:
+            self.add_study(lambda: self.held_out_study(check))
         self.close()
         return self.report
 
@@ -176,6 +194,7 @@ class LSTMMonitor:
         epoch: int | None = None,
         recordings: Mapping[nn.Module, Recording] | None = None,
         extra_sinks: Sequence[Sink] = (),
+        runs: Sequence[Run] | None = None,
     ) -> Report | None:
         """Snapshot, respond, measure, rank, and hand the report to the sinks; None if the monitor rests.
 
@@ -184,30 +203,66 @@ class LSTMMonitor:
             epoch: the number of epochs done, by default the number of `on_epoch_end` calls.
             recordings: what the layers received, where a trainer's own validation ran them already.
             extra_sinks: sinks besides the monitor's own.
+            runs: runs of the model that give its output, for the rankings that need it; by default on `held_out`.
         """
         if self.guard.idle:
             return None
         with self.guard.protect("A check"), self.clock.check(periodic=self.checks > 0):
             step, epoch = (self.steps if step is None else step), (self.epochs if epoch is None else epoch)
-            report = self._report(step, epoch, recordings)
+            report = self._report(step, epoch, recordings, runs)
             FanOut([*self.sinks, *extra_sinks]).write(report)
             self.report, self.checked_at = report, self.progress
         return None if self.guard.resting else self.report
 
-    def _report(self, step: int, epoch: int, recordings: Mapping[nn.Module, Recording] | None) -> Report:
+    def held_out_study(self, check: AblationCheck) -> Study:
+        """An ablation study on `held_out` and the check's own score.
+
+        Raises:
+            ValueError: no model, or what `ablation_study` raises.
+        """
+        data = {"forward": self.forward, "lengths": self.lengths, "mask": self.mask}
+        watched: dict[str, Any] = {"layers": self.layers, "rank_by": self.rank_by, "select": self.output}
+        return study_of_loop(self._known_model(), check, self.held_out, data=data, **watched)
+
+    def add_study(self, make: Callable[[], Study | None], extra_sinks: Sequence[Sink] = ()) -> None:
+        """Make a study, add it to the last report, and hand it to the sinks as a report without layers.
+
+        What it takes counts neither as training nor as a check. Not made while the monitor rests.
+        """
+        if self.guard.idle:
+            return
+        began = time.perf_counter()
+        try:
+            with self.guard.protect("The ablation check"):
+                study = make()
+                if study is not None:
+                    self._take(study, extra_sinks)
+        finally:
+            self.clock.trained -= time.perf_counter() - began
+
+    def _take(self, study: Study, extra_sinks: Sequence[Sink]) -> None:
+        for layer in study.layers:
+            LOG.info("lstm_monitor: %s", trust_sentence(layer))
+        last = self.report or Report((), self.steps, self.epochs)
+        self.report = replace(last, study=study)
+        FanOut([*self.sinks, *extra_sinks]).write(replace(self.report, layers=()))
+
+    def _known_model(self) -> nn.Module:
         if self.model is None:
             raise ValueError("model=None; give LSTMMonitor(model=...) or call set_model(model) before training")
-        found = find_layers(self.model, self.layers)
-        snaps = snapshot(
-            self.model,
-            self.held_out,
-            layers=found,
-            forward=self.forward,
-            lengths=self.lengths,
-            mask=self.mask,
-            max_steps=self.held_out_steps,
-            recordings=recordings,
-        )
+        return self.model
+
+    def _report(
+        self, step: int, epoch: int, recordings: Mapping[nn.Module, Recording] | None, runs: Sequence[Run] | None
+    ) -> Report:
+        model = self._known_model()
+        found = find_layers(model, self.layers)
+        data: dict[str, Any] = {"forward": self.forward, "lengths": self.lengths, "mask": self.mask}
+        steps = self.held_out_steps
+        snaps = snapshot(model, self.held_out, layers=found, max_steps=steps, recordings=recordings, **data)
+        if runs is None:
+            runs = () if self.held_out is None else runs_of(model, found, self.held_out, **data)
+        snaps = assess(snaps, model, found, runs, self.rank_by, select=self.output, max_steps=steps)
         self._recall(snaps)
         probes = {snap.key: memory.probe for snap in snaps if (memory := self._memories.get(str(snap.key)))}
         results = examine(snaps, probes, self.rank_by, self.thresholds, self.horizon)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from lstm_monitor.errors import unknown
 from lstm_monitor.metrics import activity
 from lstm_monitor.metrics.catalog import CATALOG
-from lstm_monitor.records import Agreement, Metrics, Ranking, Snapshot
+from lstm_monitor.records import Agreement, LayerKey, Metrics, Ranking, Snapshot
 from lstm_monitor.responses import respond
 from lstm_monitor.stimuli import random_bank
 
 STD_OUTGOING = "std_x_outgoing"
 RANDOM_STD_OUTGOING = "random_std_x_outgoing"
+SENSITIVITY, UNCENTRED = "output_sensitivity", "uncentred_sensitivity"
+RANDOM_SENSITIVITY = "random_output_sensitivity"
+MEASURED, GREEDY = "measured", "greedy"
+OF_THE_NETWORK = ("auto", SENSITIVITY, UNCENTRED, MEASURED, GREEDY)
+"""Rankings for which the whole network is run."""
 
 
 def ranking_names() -> tuple[str, ...]:
     """Everything that `rank_by` may be."""
     bare = {spec.name: None for spec in CATALOG.values()}
-    return ("auto", STD_OUTGOING, *bare, *CATALOG)
+    return (*OF_THE_NETWORK, STD_OUTGOING, *bare, *CATALOG)
 
 
 def check_ranking_name(by: str) -> str:
@@ -30,18 +37,20 @@ def check_ranking_name(by: str) -> str:
 
 
 def rank(snapshot: Snapshot, metrics: Metrics, by: str = "auto") -> Ranking:
-    """Order a layer's cells, descending, by a metric or by how much they move and are read.
+    """Order a layer's cells, descending, by how much the output needs them, or by a metric.
 
     Step and sine metrics describe dynamics; by themselves they are weak evidence of importance.
 
     Args:
         snapshot: the layer.
         metrics: its metrics.
-        by: "auto" and "std_x_outgoing" are held-out std x outgoing weights, where the outgoing weights of a cell are
-            the norms of its columns in the module that reads the layer and in its own recurrence, each over their
-            mean; without held-out data the std is that on a random bank (then it is named
-            "random_std_x_outgoing"). Or any metric, such as "settling_time" or
-            "step_alone/settling_time": the cell's value.
+        by: "auto" is what the whole network said of the cells where it was asked (`snapshot.importance`, filled by
+            `characterize` and by the monitor: centred output sensitivity), else "std_x_outgoing": held-out std x
+            outgoing weights, where the outgoing weights of a cell are the norms of its columns in the module that reads
+            the layer and in its own recurrence, each over their mean; without held-out data the std is that on a
+            random bank (then it is named "random_std_x_outgoing"). "output_sensitivity",
+            "uncentred_sensitivity", "measured" and "greedy" are such importances too. Or any metric, such as
+            "settling_time" or "step_alone/settling_time": the cell's value.
 
     Returns:
         The ranking; cells whose score is NaN come last, in their own order.
@@ -50,17 +59,28 @@ def rank(snapshot: Snapshot, metrics: Metrics, by: str = "auto") -> Ranking:
         ValueError: a name that is not known, or a metric that was not measured for this layer.
     """
     check_ranking_name(by)
-    if by in ("auto", STD_OUTGOING):
+    if by in OF_THE_NETWORK:
+        return _of_the_network(snapshot, metrics)
+    if by == STD_OUTGOING:
         return _std_outgoing(snapshot, metrics)
     path = by if by in CATALOG else next(path for path, spec in CATALOG.items() if spec.name == by)
     if path not in metrics:
         raise ValueError(f"rank_by={by!r} was not measured for {snapshot.key}, a {snapshot.kind} layer")
-    return ranked(snapshot, path, f"{CATALOG[path].words} ({path})", metrics[path].cells)
+    return ranked(snapshot.key, path, f"{CATALOG[path].words} ({path})", metrics[path].cells)
 
 
-def ranked(snapshot: Snapshot, name: str, words: str, scores: Tensor) -> Ranking:
+def ranked(key: LayerKey, name: str, words: str, scores: Tensor) -> Ranking:
     """The ranking by these scores ``(H,)``."""
-    return Ranking(snapshot.key, name, words, scores, (-scores).argsort(stable=True))  # ascending puts NaN last
+    return Ranking(key, name, words, scores, (-scores).argsort(stable=True))  # ascending puts NaN last
+
+
+def _of_the_network(snapshot: Snapshot, metrics: Metrics) -> Ranking:
+    """By what the network said of the cells; by std x outgoing weights, and why, where it could not be asked."""
+    found = snapshot.importance
+    if found is not None and found.scores is not None:
+        return ranked(snapshot.key, found.name, found.words, found.scores)
+    instead = _std_outgoing(snapshot, metrics)
+    return instead if found is None else replace(instead, words=f"{instead.words}, since {found.words}")
 
 
 def _std_outgoing(snapshot: Snapshot, metrics: Metrics) -> Ranking:
@@ -73,7 +93,7 @@ def _std_outgoing(snapshot: Snapshot, metrics: Metrics) -> Ranking:
         name, source = RANDOM_STD_OUTGOING, "std on random sequences"
     readers = "its own recurrence" if snapshot.reader is None else f"{snapshot.reader} and its own recurrence"
     words = f"{source} x outgoing weights (into {readers})"
-    return ranked(snapshot, name, words, std * outgoing_weights(snapshot))
+    return ranked(snapshot.key, name, words, std * outgoing_weights(snapshot))
 
 
 def outgoing_weights(snapshot: Snapshot) -> Tensor:

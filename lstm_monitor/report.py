@@ -17,6 +17,11 @@ from lstm_monitor.errors import nearest, require
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.metrics.catalog import CATALOG, DRIFTING, MetricSpec
 from lstm_monitor.records import Drift, Metric
+from lstm_monitor.study.figures import study_pictures
+from lstm_monitor.study.records import LayerStudy
+from lstm_monitor.study.study import Study
+from lstm_monitor.study.tables import study_scalars
+from lstm_monitor.study.trust import trust_sentence
 from lstm_monitor.tables import cell_table, layer_table, page, summary_lines
 
 if TYPE_CHECKING:
@@ -42,6 +47,8 @@ class Report:
 
     ``step`` and ``epoch`` are those of the training (None in a notebook), ``cost`` the monitoring's share of the
     training time so far, ``checks`` how many were made, ``skipped`` what looks recurrent and is not supported.
+    ``study`` is the ablation check at the end of the training. Sinks get it as a report of its own, at the step of the
+    last one and without layers.
     """
 
     layers: tuple[LayerReport, ...]
@@ -51,6 +58,12 @@ class Report:
     checks: int = 1
     skipped: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    study: Study | None = None
+
+    @property
+    def studied(self) -> tuple[LayerStudy, ...]:
+        """The layers of the ablation check; none without it."""
+        return () if self.study is None else self.study.layers
 
     def __getitem__(self, layer: str) -> LayerReport:
         """The report of a layer by its name, such as ``rnn.l0``; KeyError with the nearest match."""
@@ -62,23 +75,24 @@ class Report:
     def scalars(self) -> dict[str, float]:
         """Every logged scalar by its key; only finite values."""
         pairs = {name: value for layer in self.layers for name, value in _layer_scalars(layer)}
-        pairs[run_key("checks")] = float(self.checks)
-        if self.cost is not None:
-            pairs[run_key("cost")] = self.cost
+        pairs |= {name: value for layer in self.studied for name, value in _study_scalars(layer)}
+        if self.layers:
+            pairs |= {run_key("checks"): float(self.checks)} | (
+                {} if self.cost is None else {run_key("cost"): self.cost}
+            )
         return {name: value for name, value in pairs.items() if math.isfinite(value)}
 
     def histograms(self) -> dict[str, Values]:
         """The finite values over the cells by key, ascending; times and amplitudes as log10 (``cells_log10``)."""
-        pairs = (pair for layer in self.layers for pair in _layer_histograms(layer))
+        pairs = [pair for layer in self.layers for pair in _layer_histograms(layer)]
+        pairs += [pair for layer in self.studied for pair in _study_histograms(layer)]
         return {name: values for name, values in pairs if len(values) > 0}
 
     def pictures(self) -> dict[str, Figure]:
-        """Single-panel pictures by key, drawn now: step responses, Bode picture, ranking over training."""
-        drawn = {}
-        for layer in self.layers:
-            for name, figure in figures.pictures(layer, self.step).items():
-                drawn[key(str(layer.key), "pictures", name)] = figure
-        return drawn
+        """Single-panel pictures by key, drawn now: step responses, Bode picture, ranking over training, ablation."""
+        drawn = [(layer.key, figures.pictures(layer, self.step)) for layer in self.layers]
+        drawn += [(layer.key, study_pictures(layer, self.step)) for layer in self.studied]
+        return {key(str(owner), "pictures", name): figure for owner, found in drawn for name, figure in found.items()}
 
     def drift_from(self, earlier: Report) -> dict[str, tuple[Drift, ...]]:
         """The drift of every metric since an earlier report, by layer: ``compare(self, earlier)``."""
@@ -103,8 +117,12 @@ class Report:
         return figures.overview(self.layers)
 
     def in_words(self, count: int = 3) -> str:
-        """A short table of the `count` most and least responsive cells of each layer, in words and units."""
-        return "\n\n".join("\n".join(cell_table(layer, count)) for layer in self.layers)
+        """A short table of the `count` most and least responsive cells of each layer, in words and units.
+
+        After an ablation check also which ranking could be trusted.
+        """
+        tables = ["\n".join(cell_table(layer, count)) for layer in self.layers]
+        return "\n\n".join([*tables, *map(trust_sentence, self.studied)])
 
     def __repr__(self) -> str:
         """A few lines for people: layers, time scales, the most and least responsive cells, what is undefined."""
@@ -150,6 +168,21 @@ def _layer_histograms(layer: LayerReport) -> Iterator[tuple[str, Values]]:
             yield key(str(layer.key), item.group, item.name, ending), _log10(values, spec.unit) if spec.log else values
 
 
+def _study_scalars(layer: LayerStudy) -> Iterator[tuple[str, float]]:
+    for (metric, statistic), value in study_scalars(layer):
+        yield key(str(layer.key), "ablation", metric, statistic), value
+
+
+def _study_histograms(layer: LayerStudy) -> Iterator[tuple[str, Values]]:
+    name, effects = str(layer.key), layer.effects
+    yield key(name, "ablation", "output_change", "cells_log10"), np.log10(np.maximum(finite(effects.output), SMALLEST))
+    yield key(name, "ablation", "score_change", "cells"), finite(effects.score)
+
+
+SMALLEST = 1e-12
+"""Where smaller changes of the output (mean squared) are drawn on a log scale."""
+
+
 def _log10(values: Values, unit: str) -> Values:
     """log10, with times under one step drawn at one step and amplitudes under 1e-6 at 1e-6."""
     return np.log10(np.maximum(values, 1.0 if unit == "steps" else 1e-6))
@@ -167,6 +200,7 @@ def documented_keys() -> tuple[tuple[str, str, str], ...]:
         (key(LAYER, "drift", CATALOG[path].name, "previous"), "scalar", f"drift of {path} since the previous check")
         for path in DRIFTING
     ]
+    rows += [(key(LAYER, "ablation", *ending), kind, f"{words}{_AT_END}") for ending, kind, words in _ABLATION]
     rows += [(key(LAYER, "pictures", name), "picture", words) for name, words in _PICTURES]
     return (*rows, *((run_key(name), kind, words) for name, kind, words in _RUN))
 
@@ -184,15 +218,30 @@ _STABILITY = (
     (("top_overlap", "previous"), "share of the top tenth that was there at the previous check"),
     (("top_overlap", "first"), "share of the top tenth that was there at the first check"),
 )
+_AT_END = ", in the ablation check at the end"
+_ABLATION = (
+    (("rho_output", "used"), "scalar", "Spearman's rho of the ranking with the output's change by removing each cell"),
+    (("rho_score", "used"), "scalar", "Spearman's rho of the ranking with what removing each cell does to the score"),
+    (
+        ("gap", "used"),
+        "scalar",
+        "performance kept with the ranking's last cells removed first, less its first ones (AUC)",
+    ),
+    (("harmless", "share"), "scalar", "share of cells whose removal changes the output by under 0.001 of its variance"),
+    (("output_change", "cells_log10"), "histogram", "all cells, as log10: mean squared change of the output"),
+    (("score_change", "cells"), "histogram", "all cells: by how much the score gets worse"),
+)
 _PICTURES = (
     ("step_responses", "step responses of all cells, sorted by settling time"),
     ("bode", "gain of the cells over the period of the input"),
     ("ranking", "places of the leading cells over the training, from the second check on"),
+    ("ablation", "performance kept while cells are removed, by ranking, after the ablation check at the end"),
 )
 _RUN = (
     ("cost", "scalar", "time of all checks so far over the training time without them"),
     ("checks", "scalar", "number of checks so far"),
     ("guide", "text", "how to read the pages, what was found, and what each metric means"),
+    ("ablation", "text", "which ranking could be trusted, after the ablation check at the end"),
 )
 
 

@@ -40,7 +40,7 @@ def test_one_row_a_cell(report: lm.Report) -> None:
 def test_it_reads_well(report: lm.Report) -> None:
     text = repr(report)
     assert "rnn.l0: lstm, 3 features -> 12 cells" in text
-    assert "held-out std x outgoing weights (into head and its own recurrence)" in text
+    assert "ranked by centred output sensitivity on held-out data:" in text
     assert report.in_words().count("most responsive") == 3
     html = report._repr_html_()
     assert "data:image/png;base64," in html

@@ -50,11 +50,11 @@ _SINE = (
      "full", False),
     ("correlation", "", "correlation of the cell with its input", "one", "full", False),
     ("cutoff_frequency", "cycles/step", "frequency above which the cell no longer follows", "one", "full", True),
-    ("dominant_frequency", "cycles/step", "the strongest frequency in the response", "one", "quantiles", False),
+    ("dominant_frequency", "cycles/step", "the strongest frequency in the response", "one", "median", False),
 )  # fmt: skip
 _ACTIVITY = (
     ("std", "", "how much the cell moves on held-out data", "one", "full", True),
-    ("rms", "", "root mean square of the cell on held-out data", "one", "quantiles", True),
+    ("rms", "", "root mean square of the cell on held-out data", "one", "median", True),
     ("autocorrelation_time", "steps", "how long the cell stays like itself on held-out data", "one", "full", True),
 )
 _GATES = (

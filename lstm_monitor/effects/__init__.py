@@ -1,0 +1,1 @@
+"""What removing cells does to a network, on fixed runs of it."""

@@ -1,0 +1,85 @@
+"""Cumulative ablation: the performance that is kept while cells are removed in some order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lstm_monitor.effects.rig import Removed, Rig, output_change, score_weights, weighted_mean
+from lstm_monitor.records import LayerKey
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """What 1 and 0 of a curve are: the score, or the change of the output, intact and with the layer emptied.
+
+    ``runs``: the rig's runs that are used; ``of_score``: whether the score is judged, or the output's change.
+    """
+
+    key: LayerKey
+    intact: float
+    emptied: float
+    of_score: bool
+    runs: tuple[int, ...]
+
+    def kept(self, value: float) -> float:
+        """Performance kept, 1 intact and 0 emptied; NaN if emptying the layer changes nothing."""
+        span = self.emptied - self.intact
+        return 1 - (value - self.intact) / span if span else float("nan")
+
+
+def scale_of(rig: Rig, key: LayerKey, *, of_score: bool, runs: Sequence[int]) -> Scale:
+    """Measure the ends of the curves of one layer."""
+    size = rig.parts[key].weights.hidden_size
+    intact, emptied = (value_of(rig, {key: torch.arange(n)}, of_score=of_score, runs=runs) for n in (0, size))
+    return Scale(key, intact, emptied, of_score, tuple(runs))
+
+
+def value_of(rig: Rig, removed: Removed, *, of_score: bool, runs: Sequence[int]) -> float:
+    """The score, or the output's mean squared change, with some cells removed."""
+    outcomes = [(rig.runs[index], rig.outcome(index, removed), rig.intact[index]) for index in runs]
+    if not of_score:
+        return float(torch.cat([output_change(now, then) for _, now, then in outcomes]).mean())
+    scores = torch.cat([now.score for _, now, _ in outcomes])
+    weights = torch.cat([score_weights(run, now.score) for run, now, _ in outcomes])
+    return float(weighted_mean(scores, weights))
+
+
+def counts_to_try(size: int, points: int) -> Tensor:
+    """How many cells are removed at each point of a curve, from 0 to all ``(K,)``."""
+    return torch.linspace(0, size, min(points, size) + 1).round().long().unique()
+
+
+def curve(rig: Rig, scale: Scale, removal: Tensor, counts: Tensor, tick: Callable[[], None]) -> Tensor:
+    """Performance kept ``(K,)`` with the first ``counts (K,)`` cells of a removal order gone; the ends are known."""
+
+    def point(count: int) -> float:
+        if count in (0, len(removal)):
+            return scale.kept(scale.emptied if count else scale.intact)
+        tick()
+        return scale.kept(value_of(rig, {scale.key: removal[:count]}, of_score=scale.of_score, runs=scale.runs))
+
+    return torch.tensor([point(count) for count in counts.tolist()], dtype=torch.float64)
+
+
+def area(kept: Tensor, counts: Tensor) -> float:
+    """AUC over the fraction removed, by the trapezoidal rule."""
+    return float(torch.trapezoid(kept, counts.double() / counts[-1]))
+
+
+def random_orders(size: int, orders: int, seed: int) -> Iterable[Tensor]:
+    """Orders of removal from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randperm(size, generator=generator) for _ in range(orders)]
+
+
+def order_gap(areas: Sequence[float]) -> float:
+    """How far the AUCs of two random orders lie apart, in 95% of the pairs; NaN with fewer than two."""
+    if len(areas) < 2:
+        return float("nan")
+    values = torch.tensor(areas, dtype=torch.float64)
+    pairs = torch.combinations(values)
+    return float((pairs[:, 0] - pairs[:, 1]).abs().quantile(0.95))

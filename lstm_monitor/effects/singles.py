@@ -1,0 +1,106 @@
+"""Remove each cell by itself, run after run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lstm_monitor.effects.rig import Rig, score_weights, weighted_mean
+from lstm_monitor.records import LayerKey
+
+
+@dataclass(frozen=True, eq=False)
+class Singles:
+    """What removing each cell by itself changes: the output ``(H, N)`` and the score ``(H, M)``, a column a sequence.
+
+    ``weights (M,)``: how much each column of the score counts. NaN in cells that were not reached in time; ``runs``:
+    how many of the rig's runs were made for all cells.
+    """
+
+    output: Tensor
+    score: Tensor
+    weights: Tensor
+    runs: int
+
+    def output_effects(self) -> Tensor:
+        """Mean squared change of the output ``(H,)``; NaN where none is known."""
+        return self.output.mean(1) if self.output.shape[1] else torch.full_like(self.output.sum(1), torch.nan)
+
+    def score_changes(self) -> Tensor:
+        """Change of the score ``(H,)``; NaN where none is known."""
+        return weighted_mean(self.score, self.weights)
+
+
+def singles(
+    rig: Rig,
+    key: LayerKey,
+    deadline: float = float("inf"),
+    order: Sequence[int] | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Singles:
+    """Remove each cell by itself, run after run, until the time is over; at least on the first run, as far as it goes.
+
+    All cells see the same sequences, so that their effects can be compared. A run that is not watched comes last and
+    only gives the score: half of the time is left for it. `order`: which cells come first where not even one run can be
+    made for all of them.
+    """
+    size = rig.parts[key].weights.hidden_size
+    until = _shared(rig, deadline)
+    outputs: list[Tensor] = []
+    scores, weights = [], []
+    for index, run in enumerate(rig.runs):
+        if run.watched and len(outputs) < index:
+            continue  # no time for another
+        whole, end = index > 0 and run.watched, until if run.watched else deadline
+        rows = _in_time(rig, key, index, order or range(size), end, whole=whole, tick=tick)
+        if rows is not None:
+            output, score = _filled(rows, size)
+            outputs.append(output)
+            scores.append(score)
+            weights.append(score_weights(run, score[0]))
+    return Singles(torch.cat(outputs, 1), torch.cat(scores, 1), torch.cat(weights), len(outputs))
+
+
+def _shared(rig: Rig, deadline: float) -> float:
+    """When the watched runs have to be done."""
+    now = time.perf_counter()
+    return deadline if all(run.watched for run in rig.runs) else now + (deadline - now) / 2
+
+
+def _in_time(
+    rig: Rig,
+    key: LayerKey,
+    index: int,
+    cells: Sequence[int],
+    deadline: float,
+    *,
+    whole: bool,
+    tick: Callable[[], None],
+) -> dict[int, tuple[Tensor, Tensor]] | None:
+    """The changes by cell; None if a run that has to be made whole cannot be."""
+    rows: dict[int, tuple[Tensor, Tensor]] = {}
+    for cell in cells:
+        if rows and time.perf_counter() > deadline:
+            return None if whole else rows
+        rows[cell] = rig.changes(index, {key: torch.tensor([cell])})
+        tick()
+    return rows
+
+
+def _filled(rows: Mapping[int, tuple[Tensor, Tensor]], size: int) -> tuple[Tensor, Tensor]:
+    output, score = next(iter(rows.values()))
+    blank = torch.full_like(output.double(), torch.nan), torch.full_like(score.double(), torch.nan)
+    found = [rows.get(cell, blank) for cell in range(size)]
+    return torch.stack([pair[0].double() for pair in found]), torch.stack([pair[1].double() for pair in found])
+
+
+def single(rig: Rig, key: LayerKey, index: int, cells: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    """What removing each cell by itself changes in a run: the output ``(C, N)`` and the score ``(C, N or 1)``."""
+    size = rig.parts[key].weights.hidden_size
+    pairs = [rig.changes(index, {key: torch.tensor([cell])}) for cell in (range(size) if cells is None else cells)]
+    outputs, scores = zip(*pairs, strict=True)
+    return torch.stack(outputs), torch.stack(scores)

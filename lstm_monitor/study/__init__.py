@@ -1,0 +1,1 @@
+"""What an ablation study found: its records, and how they look."""
