@@ -1,0 +1,194 @@
+"""Cut what reads a thinner layer, where runs of the model prove that nothing else reads the removed cells.
+
+The proof of one attempt, on an example: the model is run as it is, with zeros for the removed cells, and again with NaN
+in the place of these zeros. Whatever a NaN touches becomes NaN. So the columns of a linear or recurrent module that
+were zero at first and are NaN now are its view of the removed cells; only these are cleaned. If everything else is then
+as before, nothing but these columns reads the removed cells. Large numbers in place of the NaN show code that hides
+NaN. At last the thinner model must run and give the same numbers, which rules out code that depends on the width.
+Wherever one of these fails the full width stays, which is always right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from lstm_monitor.heldout import Forward
+from lstm_monitor.layers import find_layers
+from lstm_monitor.pruning.split_layers import Split
+from lstm_monitor.pruning.thin_layers import Kept, ThinCell, ThinRecurrent, become, flatten
+from lstm_monitor.pruning.trial_runs import Hear, Run, run_listening, same_runs
+
+Form = Literal["plain", "thin output"]
+Forms = Mapping[str, Form]
+Removed = dict[str, Tensor]
+LARGE = 1e3
+"""Far beyond what a cell gives, and small enough for half precision."""
+
+
+class _NotExactError(Exception):
+    """The removed cells are read by something that cannot be cut."""
+
+
+def thin_readers(model: nn.Module, example: Any, forward: Forward | None) -> nn.Module:
+    """The model with every full width gone that can be proven not to be needed; `model` may be changed or used in it.
+
+    Args:
+        model: with `ThinRecurrent` and `ThinCell` modules.
+        example: a batch, or a list of batches.
+        forward: how the model is run on a batch; None for the model's own call.
+
+    Raises:
+        ValueError: the model cannot be run on the example, or is not initialized yet.
+    """
+    _check_initialized(model)
+    forms = {path: _forms(module) for path, module in model.named_modules() if _forms(module)}
+    try:
+        _run(model, example, forward)
+    except Exception as error:
+        raise ValueError(
+            f"example: the model could not be run on it: {type(error).__name__}: {error}. A tensor is given as "
+            "model(x), a tuple as model(*batch), a dict as model(**batch), each item of a list in turn; or give "
+            "forward=lambda model, batch: ..."
+        ) from error
+    together = _attempt(model, {path: own[0] for path, own in forms.items()}, example, forward)
+    if together is not None:
+        return together
+    for path, own in forms.items():
+        tries = (_attempt(model, {path: form}, example, forward) for form in own)
+        model = next((tried for tried in tries if tried is not None), model)
+    return model
+
+
+def _check_initialized(model: nn.Module) -> None:
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise ValueError(
+            f"example: {', '.join(lazy)} is not initialized yet (lazy module), so the model cannot be run on it; "
+            "run one batch through the model first"
+        )
+
+
+def _forms(module: nn.Module) -> tuple[Form, ...]:
+    """What a wrapper could become, the thinnest first."""
+    if isinstance(module, ThinCell):
+        return ("plain",)
+    if not isinstance(module, ThinRecurrent):
+        return ()
+    output: tuple[Form, ...] = () if module.output is None else ("thin output",)
+    return output if isinstance(module.inner, Split) else ("plain", *output)
+
+
+def _attempt(model: nn.Module, forms: Forms, example: Any, forward: Forward | None) -> nn.Module | None:
+    """A copy of the model in which some wrappers are in thinner forms; None if it is not proven to be the same."""
+    try:
+        whole = _run(model, example, forward)
+        removed = _removed(model, forms, whole, example, forward)
+        thinner = copy.deepcopy(model)
+        for path, columns in removed.items():
+            _cut(thinner.get_submodule(path), columns)
+        for path, form in forms.items():
+            _reshape(thinner.get_submodule(path), form)
+        flatten(thinner)
+        same = same_runs(_without(removed, whole), _run(thinner, example, forward))
+    except Exception:  # the user's model may refuse the other shapes, or the NaN, in any way it likes
+        return None
+    return thinner if same else None
+
+
+def _run(model: nn.Module, example: Any, forward: Forward | None, hear: Hear = lambda _, received: received) -> Run:
+    return run_listening(model, _readers(model), example, forward, hear)
+
+
+def _removed(model: nn.Module, forms: Forms, whole: Run, example: Any, forward: Forward | None) -> Removed:
+    """Which columns of which reader are its view of the removed cells: path -> mask over its features.
+
+    Raises:
+        _NotExactError: something else reads the removed cells.
+    """
+    removed: Removed = {}
+    expected = iter(whole.received)
+
+    def find(path: str, received: Tensor) -> Tensor:
+        path_before, before = next(expected)
+        columns = _turned_to_nan(before, received)
+        if path_before != path or not torch.equal(removed.setdefault(path, columns), columns) or bool(columns.all()):
+            raise _NotExactError
+        return clear(path, received)
+
+    def clear(path: str, received: Tensor) -> Tensor:
+        return received.masked_fill(removed[path], 0.0)
+
+    for fill, hear in ((float("nan"), find), (LARGE, clear), (-LARGE, clear)):
+        with _filled(model, forms, fill):
+            if not same_runs(whole, _run(model, example, forward, hear)):
+                raise _NotExactError
+    return {path: columns for path, columns in removed.items() if bool(columns.any())}
+
+
+def _turned_to_nan(before: Tensor, after: Tensor) -> Tensor:
+    """The columns that held only zeros `before` and hold NaN (or zeros still, as in padding) `after`."""
+    before, after = before.reshape(-1, before.shape[-1]), after.reshape(-1, after.shape[-1])
+    return (before == 0).all(0) & (after.isnan() | (after == 0)).all(0) & after.isnan().any(0)
+
+
+@contextlib.contextmanager
+def _filled(model: nn.Module, forms: Forms, fill: float) -> Iterator[None]:
+    """`fill` in the place of the zeros that the thinner forms will no longer give."""
+    wrappers = [(model.get_submodule(path), form) for path, form in forms.items()]
+    parts = [(one, form == "plain" or one is wrapper.output) for wrapper, form in wrappers for one in wrapper.modules()]
+    filled = [one for one, shown in parts if isinstance(one, Kept) and shown]
+    for one in filled:
+        one.fill = fill
+    try:
+        yield
+    finally:
+        for one in filled:
+            one.fill = 0.0
+
+
+def _readers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear and recurrent modules whose columns can be cut: without hooks, with weights of their own."""
+    recurrent = {layer.module for layer in find_layers(model)}
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if (module in recurrent or type(module) is nn.Linear)
+        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+        and all(isinstance(w, nn.Parameter) and holders[id(w)] == 1 for w in _reading_weights(module).values())
+    }
+
+
+def _reading_weights(module: nn.Module) -> dict[str, Any]:
+    """The matrices by which a module reads its input; a column a feature."""
+    names = {nn.Linear: ["weight"], nn.RNNCellBase: ["weight_ih"], nn.RNNBase: ["weight_ih_l0", "weight_ih_l0_reverse"]}
+    own = next(own for kind, own in names.items() if isinstance(module, kind))
+    return {name: getattr(module, name, None) for name in own if name in module._parameters or name == own[0]}
+
+
+def _cut(module: nn.Module, columns: Tensor) -> None:
+    for weight in _reading_weights(module).values():
+        if not bool(weight.isfinite().all()):
+            raise _NotExactError
+        weight.data = weight.data[:, ~columns]
+    setattr(module, "in_features" if isinstance(module, nn.Linear) else "input_size", int((~columns).sum()))
+
+
+def _reshape(wrapper: nn.Module, form: Form) -> None:
+    if form == "plain":
+        become(wrapper, cast(nn.Module, wrapper.inner))
+    else:
+        cast(ThinRecurrent, wrapper).output = None
+
+
+def _without(removed: Removed, run: Run) -> Run:
+    """The run as it must look when the removed columns are gone."""
+    kept = [(path, tensor[..., ~removed[path]] if path in removed else tensor) for path, tensor in run.received]
+    return Run(run.outputs, kept)
