@@ -1,0 +1,113 @@
+"""Measure one trained network of a capacity study: its report, its components, and the effect of each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lstm_monitor.capacity.records import SizedLayer, Trained, components_for
+from lstm_monitor.characterization import characterize
+from lstm_monitor.effects.rig import Rig, output_variance
+from lstm_monitor.effects.singles import single
+from lstm_monitor.heldout import Forward, runs_of
+from lstm_monitor.layers import Layers, find_layers
+from lstm_monitor.outputs import Select
+from lstm_monitor.records import LayerKey, Snapshot
+from lstm_monitor.report import Report
+from lstm_monitor.snapshots import snapshot
+from lstm_monitor.undisturbed import undisturbed
+
+Attempt = Callable[[str, Callable[[], Any]], Any]
+"""``attempt(what, act)`` returns what `act` returned, None where it raised an error (and notes what failed)."""
+
+_NAN = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The held-out data of a study and how networks are run on them; the fields are those of `capacity_study`."""
+
+    data: Any
+    layers: Any = "*"
+    forward: Forward | None = None
+    lengths: Any = None
+    mask: Any = None
+    output: Select | None = None
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        """Data there have to be: everything that is measured rests on them."""
+        if self.data is None:
+            raise ValueError("held_out=None: give data that the networks are not trained on, as model(x) takes them")
+
+    def check(self, model: Any, size: int) -> None:
+        """Raise unless `model` is a module with a recurrent layer of `size` cells."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"build({size}) returned {type(model).__name__}; it must return a torch.nn.Module")
+        found = {str(layer.key): layer.module.hidden_size for layer in find_layers(model, self.layers)}
+        if size not in found.values():
+            there = ", ".join(f"{name} has {cells}" for name, cells in found.items())
+            raise ValueError(
+                f"build({size}) returned a network in which no recurrent layer has {size} cells: {there}. "
+                "Hand the size on, such as nn.LSTM(features, size)"
+            )
+
+    def try_out(self, model: nn.Module) -> None:
+        """Run the network, as it is and as it is run for removals; raise if it cannot be, or gives no output."""
+        self.components(model)
+        with undisturbed(model):
+            self.rig(model, find_layers(model, self.layers))
+
+    def rig(self, model: nn.Module, layers: Layers) -> Rig:
+        """The network on all of the data, from which cells can be removed; use it inside `undisturbed(model)`."""
+        runs = runs_of(model, layers, self.data, forward=self.forward, lengths=self.lengths, mask=self.mask)
+        return Rig(model, layers, runs, select=self.output)
+
+    def report(self, model: nn.Module) -> Report:
+        """The report of `characterize`."""
+        options: dict[str, Any] = {"forward": self.forward, "lengths": self.lengths, "mask": self.mask}
+        return characterize(model, self.data, layers=self.layers, horizon=self.horizon, **options)
+
+    def components(self, model: nn.Module) -> dict[LayerKey, float]:
+        """The principal components of each layer that hold 95% of the variance."""
+        options: dict[str, Any] = {"forward": self.forward, "lengths": self.lengths, "mask": self.mask}
+        snaps = snapshot(model, self.data, layers=self.layers, **options)
+        return {snap.key: _components(snap) for snap in snaps}
+
+    def effects(self, model: nn.Module) -> tuple[dict[LayerKey, Tensor], float]:
+        """What removing each cell ``(H,)`` of each layer changes, as a share of the output's variance, and that."""
+        layers = find_layers(model, self.layers)
+        with undisturbed(model):
+            rig = self.rig(model, layers)
+            variance = output_variance(rig.intact)
+            return {layer.key: _effects(rig, layer.key) / variance for layer in layers}, variance
+
+
+def measure_network(model: nn.Module, data: HeldOut, trained: Trained, attempt: Attempt) -> Trained:
+    """The record of a training with what its network shows; what fails is left out."""
+    report: Report | None = attempt("characterizing", lambda: data.report(model))
+    if report is None:
+        return trained
+    components: Mapping[LayerKey, float] = attempt("counting components", lambda: data.components(model)) or {}
+    found: tuple[dict[LayerKey, Tensor], float] | None = attempt("removing cells", lambda: data.effects(model))
+    effects, variance = ({}, _NAN) if found is None else found
+    layers = [
+        SizedLayer(item, components.get(item.key, _NAN), effects.get(item.key, torch.full((item.hidden_size,), _NAN)))
+        for item in report.layers
+    ]
+    return replace(trained, layers=tuple(layers), report=report, variance=variance)
+
+
+def _components(snap: Snapshot) -> float:
+    if snap.held_out is None or snap.held_out_hidden is None:
+        return _NAN
+    return components_for(snap.held_out_hidden.transpose(0, 1)[snap.held_out.mask])
+
+
+def _effects(rig: Rig, key: LayerKey) -> Tensor:
+    changes = [single(rig, key, index)[0] for index in range(len(rig.runs))]
+    return torch.cat(changes, dim=1).mean(1).cpu()
