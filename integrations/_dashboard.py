@@ -92,7 +92,9 @@ _PAGES = """
 | Custom Scalars | the dashboard: for every layer the median cell with the band from p10 to p90 of its cells, how many \
 cells never settle, never rest, hardly move or are dead, and how far ranking and metrics moved since the check before |
 | Images | how every cell answers a step, its gain over frequency, and the places of the leading cells; drag the \
-slider to go through the training (start TensorBoard with `--samples_per_plugin images=200` to keep all pictures) |
+slider to go through the training (start TensorBoard with `--samples_per_plugin images=200` to keep all pictures); \
+with `ablation=True` also what is left of the performance while cells are removed |
+| Text | this card, and with `ablation=True` at the end of the training which ranking of the cells could be trusted |
 | Distributions | all cells of a metric over the training; names ending in `cells_log10` show log10, so 1 is 10 steps |
 
 Every check plays steps and sines into a copy of each layer, around the inputs that the layer really receives; the \

@@ -9,20 +9,18 @@ import torch
 from torch import nn
 
 from lstm_monitor.guard import OnError
+from lstm_monitor.integrations._lightning_ablation import lightning_study
 from lstm_monitor.integrations._lightning_loggers import sinks_of
-from lstm_monitor.integrations._lightning_support import (
-    GuardedRecorder,
-    stand_in,
-    tell_unknown,
-    tell_unmeasured,
-    watched_keys,
-)
+from lstm_monitor.integrations._lightning_support import FirstCall, GuardedRecorder
+from lstm_monitor.integrations._lightning_values import Values, watched_keys
 from lstm_monitor.layers import find_layers
 from lstm_monitor.monitor import LSTMMonitor
+from lstm_monitor.outputs import Select
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recorder, Recording
 from lstm_monitor.records import Thresholds
 from lstm_monitor.report import Report
 from lstm_monitor.sinks import FanOut, Sink, check_pictures_every
+from lstm_monitor.studies.check import AblationCheck, as_check
 
 
 class LightningHooks:
@@ -30,16 +28,21 @@ class LightningHooks:
 
     Scalars go to all loggers, pictures and histograms to TensorBoard. Held-out inputs are those that the layers
     receive in the Trainer's own validation, unless `held_out` is given. Every logged scalar can be monitored by
-    EarlyStopping and ModelCheckpoint under its key. The last report is in ``report``.
+    EarlyStopping and ModelCheckpoint under its key. The last report is in ``report``, with the ablation check that was
+    made when the training ended as its ``study``.
 
     Args:
         every_n_epochs: check after every n-th epoch, or a schedule: a function of the number of epochs done. The
             default is 1 where `every_n_steps` is not given either.
         every_n_steps: check after every n-th optimizer step, or a schedule of their number.
         held_out: batches for the module's ``forward`` instead of the validation's own; see `characterize`.
+        ablation: True or an `AblationCheck`: when the training has ended, remove cells while the Trainer's own
+            validation runs, to see which ranking could be trusted. Takes a minute at most by default; training in one
+            process only.
         layers: glob or globs over layer names such as ``rnn.l0``.
-        rank_by: "auto" or any metric's name.
+        rank_by: "auto", "measured", "greedy", "std_x_outgoing" or any metric's name, see `characterize`.
         forward: called as ``forward(module, batch)`` where the module takes its held-out batch in another way.
+        output: selects, from what the module returns, the tensor that the sensitivity is of; by default the first.
         lengths: (N,) steps of each held-out sequence that are no padding.
         mask: (N, T) True for the held-out steps that count.
         horizon: steps of the step responses; None for as many as the cells need at the first check.
@@ -62,9 +65,11 @@ class LightningHooks:
         every_n_steps: int | Callable[[int], bool] | None = None,
         *,
         held_out: Any = None,
+        ablation: AblationCheck | bool | None = None,
         layers: str | list[str] = "*",
         rank_by: str = "auto",
         forward: Callable[[nn.Module, Any], Any] | None = None,
+        output: Select | None = None,
         lengths: Any = None,
         mask: Any = None,
         horizon: int | None = None,
@@ -85,6 +90,7 @@ class LightningHooks:
             "layers": layers,
             "rank_by": rank_by,
             "forward": forward,
+            "output": output,
             "lengths": lengths,
             "mask": mask,
             "horizon": horizon,
@@ -95,6 +101,7 @@ class LightningHooks:
         }
         check_pictures_every(pictures_every)
         self.name, self.pictures_every = name, pictures_every
+        self.ablation = as_check(ablation)
         self.sinks: list[Sink] = list(sinks or [])
         LSTMMonitor(**self._options)  # bad arguments are told at once
         self._state: dict[str, Any] | None = None
@@ -107,10 +114,9 @@ class LightningHooks:
         self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._recordings: dict[nn.Module, Recording] | None = None
+        self._call = FirstCall()
         self._logger_sinks: list[Sink] = []
-        self._values: dict[str, float] = {}
-        self._waited = 0
-        self._told = ""
+        self._values = Values()
         self._late = False
 
     # State
@@ -125,7 +131,7 @@ class LightningHooks:
         state = self._state or {}
         if self.monitor is not None:
             with self.monitor.guard.protect("Writing the checkpoint"):
-                state = self.monitor.state_dict() | {"values": self._values}
+                state = self.monitor.state_dict() | {"values": self._values.known}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -136,7 +142,7 @@ class LightningHooks:
 
     def __getstate__(self) -> dict[str, Any]:
         """The options and the last report, without the model, the Trainer's logging function or open files."""
-        kept = ("_options", "name", "pictures_every", "sinks", "_state", "report")
+        kept = ("_options", "name", "pictures_every", "ablation", "sinks", "_state", "report")
         return {name: value for name, value in vars(self).items() if name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -169,8 +175,9 @@ class LightningHooks:
         self._give_values(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Make the last check where steps were made since the one before, and close the sinks."""
+        """Make the last check where steps were made since the one before, then the ablation, and close the sinks."""
         self._do("The end of the training", self._finish, trainer)
+        self._do("The ablation check", self._ablate, trainer)
         self._end()
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
@@ -192,6 +199,7 @@ class LightningHooks:
         if self._recorder is not None and self.monitor is not None:
             with self.monitor.guard.protect("Recording held-out inputs"):
                 self._recorder.detach([])
+                self._call.detach()
 
     def on_validation_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Keep what was recorded for the next check."""
@@ -220,7 +228,7 @@ class LightningHooks:
         if state:
             with monitor.guard.protect("Reading the checkpoint"):
                 monitor.load_state_dict(state)
-                self._values = dict(state.get("values", {}))
+                self._values = Values(state.get("values"))
 
     def _start(self, monitor: LSTMMonitor, trainer: Any) -> None:
         monitor.steps, monitor.epochs = trainer.global_step, trainer.current_epoch
@@ -248,6 +256,12 @@ class LightningHooks:
         if monitor.checked_at != monitor.progress:
             self._check(monitor, trainer, ended=True)
 
+    def _ablate(self, monitor: LSTMMonitor, trainer: Any) -> None:
+        check = self.ablation
+        if check is not None:
+            monitor.add_study(lambda: lightning_study(trainer, check, monitor), self._logger_sinks)
+            self.report = monitor.report or self.report
+
     def _prepare_recorder(self, monitor: LSTMMonitor, trainer: Any) -> None:
         if self._wants_recordings(trainer) and monitor.model is not None:
             found = find_layers(monitor.model, monitor.layers)
@@ -255,8 +269,10 @@ class LightningHooks:
             self._recorder = GuardedRecorder(modules, monitor)
 
     def _attach(self, monitor: LSTMMonitor, trainer: Any) -> None:
-        if self._recorder is not None and not self._recorder.full():
-            self._handles = self._recorder.attach()
+        if self._recorder is not None:
+            self._handles = self._call.attach(monitor, self._recorder.modules)
+            if not self._recorder.full():
+                self._handles += self._recorder.attach()
 
     def _keep_recordings(self, monitor: LSTMMonitor, trainer: Any) -> None:
         if self._recorder is not None:
@@ -278,7 +294,8 @@ class LightningHooks:
     def _check(self, monitor: LSTMMonitor, trainer: Any, *, ended: bool = False) -> None:
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
         step = max(stepped - 1, 0) if ended else stepped  # loggers write the end of an epoch at its last batch
-        monitor.check(step, recordings=self._recordings, extra_sinks=self._logger_sinks)
+        runs = self._call.runs if self._wants_recordings(trainer) else None
+        monitor.check(step, recordings=self._recordings, extra_sinks=self._logger_sinks, runs=runs)
         self.report = monitor.report or self.report
 
     def _give_values(self, trainer: Any) -> None:
@@ -288,23 +305,8 @@ class LightningHooks:
         """
         if self._active and self.monitor is not None:
             with self.monitor.guard.protect("Giving values to other callbacks"):
-                values = self._values_now(self.monitor, watched_keys(trainer))
+                values = self._values.now(self.monitor, watched_keys(trainer))
                 trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-
-    def _values_now(self, monitor: LSTMMonitor, watched: dict[str, str]) -> dict[str, float]:
-        """Every value as last measured, and stand-ins, which no checkpoint keeps, for watched keys without one."""
-        report, idle = monitor.report, monitor.guard.idle
-        if watched and idle and self._told != "unmeasured":
-            self._told = "unmeasured"
-            tell_unmeasured(watched)
-        elif report is not None and not self._told:
-            self._told = "unknown"
-            tell_unknown(watched, report)
-        self._values |= {} if report is None else report.scalars()
-        self._waited += 1
-        lacking = {key: mode for key, mode in watched.items() if idle or key not in self._values}
-        seen = self._values.keys()
-        return self._values | {key: stand_in(mode, self._waited, seen=key in seen) for key, mode in lacking.items()}
 
     def _remove_hooks(self) -> None:
         handles, self._handles = self._handles, []
@@ -314,6 +316,7 @@ class LightningHooks:
     def _end(self) -> None:
         self._remove_hooks()
         active, self._active, self._recorder, self._recordings = self._active, False, None, None
+        self._call = FirstCall()
         if active and self.monitor is not None:
             with self.monitor.guard.protect("Closing the sinks"):
                 FanOut([*self.sinks, *self._logger_sinks]).close()

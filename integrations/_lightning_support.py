@@ -1,4 +1,4 @@
-"""What the callback needs beside its hooks: a recorder for the user's forward pass, and keys that others monitor."""
+"""What the callback records in the Trainer's own validation: what the layers receive, and how the network is called."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from lstm_monitor.errors import nearest
-from lstm_monitor.guard import tell
+from lstm_monitor.heldout import Run
+from lstm_monitor.integrations._lightning_call import CallRecorder
 from lstm_monitor.monitor import LSTMMonitor
+from lstm_monitor.ranking import OF_THE_NETWORK
 from lstm_monitor.recordings import Recorder
-from lstm_monitor.report import PREFIX, Report, documented_keys
-
-FAR, STEP = 1e30, 1e-5
 
 
 class GuardedRecorder(Recorder):
@@ -29,34 +28,25 @@ class GuardedRecorder(Recorder):
             super()._hook(*call)
 
 
-def watched_keys(trainer: Any) -> dict[str, str]:
-    """Our keys that another callback or a learning rate scheduler of the Trainer monitors, with its mode."""
-    watchers = [(callback, callback) for callback in trainer.callbacks]
-    watchers += [(config, config.scheduler) for config in trainer.lr_scheduler_configs]
-    watched = {getattr(watcher, "monitor", None): getattr(owner, "mode", "min") for watcher, owner in watchers}
-    return {key: mode for key, mode in watched.items() if isinstance(key, str) and key.startswith(f"{PREFIX}/")}
+class FirstCall:
+    """The call of the network in the first validation batch of a fit, for rankings that need its output."""
 
+    def __init__(self) -> None:
+        """Nothing is recorded yet."""
+        self.runs: tuple[Run, ...] = ()
+        self._recorder: CallRecorder | None = None
+        self._over = False
 
-def stand_in(mode: str, count: int, *, seen: bool) -> float:
-    """What a watcher sees of a key that is not measured: it must neither raise nor end the training.
+    def attach(self, monitor: LSTMMonitor, recurrent: Iterable[nn.Module]) -> list[RemovableHandle]:
+        """Record this batch, if it is the first and the ranking needs it."""
+        if self._over or monitor.model is None or monitor.rank_by not in OF_THE_NETWORK:
+            return []
+        self._over = True
+        self._recorder = CallRecorder(monitor.model, recurrent, monitor.guard)
+        return self._recorder.attach()
 
-    Before the first measured value the worst, so that this one is an improvement; after the last the best. Each is
-    better than the one before, so that no patience runs out.
-    """
-    worse = -1.0 if mode == "max" else 1.0
-    return -worse * FAR * (1 + STEP * count) if seen else worse * FAR * (1 - STEP * count)
-
-
-def tell_unmeasured(keys: Iterable[str]) -> None:
-    """One warning for the keys that others monitor while nothing is measured."""
-    names = ", ".join(map(repr, keys))
-    tell(f"{names} is monitored, but lstm_monitor rests or is off: stand-ins that improve keep the training going")
-
-
-def tell_unknown(keys: Iterable[str], report: Report) -> None:
-    """One warning for each monitored key that is never logged."""
-    layers = [str(layer.key) for layer in report.layers]
-    scalars = [key for key, kind, _ in documented_keys() if kind == "scalar"]
-    known = {key.replace("<layer>", layer) for key in scalars for layer in layers}
-    for key in set(keys) - known:
-        tell(f"monitor={key!r} is no key of lstm_monitor and never measured. {nearest(key, known)}")
+    def detach(self) -> None:
+        """The batch is over."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            self.runs = recorder.runs()

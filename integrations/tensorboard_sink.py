@@ -15,6 +15,8 @@ from lstm_monitor.integrations._dashboard import dashboard, guide
 from lstm_monitor.integrations._require import require
 from lstm_monitor.report import PREFIX, Report, run_key
 from lstm_monitor.sinks import check_pictures_every
+from lstm_monitor.study.card import study_markdown
+from lstm_monitor.study.study import Study
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -60,13 +62,16 @@ class TensorBoardSink:
         self._drawing, self._began = 0.0, time.perf_counter()
 
     def write(self, report: Report) -> None:
-        """Write one report at its step."""
+        """Write one report at its step; an ablation check in it also as a card of text and, always, its pictures."""
         writer = self._open(report)
         writer.file_writer.add_summary(_summary(report, self.scalars), report.step or 0)
-        self._undrawn = self._last = report
-        if self._picture_due():
-            self._draw()
-        self._reports += 1
+        if report.layers:
+            self._undrawn = self._last = report
+            if self._picture_due():
+                self._draw()
+            self._reports += 1
+        if report.study is not None:
+            self._show(report.study, report)
         writer.flush()
 
     def close(self) -> None:
@@ -115,6 +120,11 @@ class TensorBoardSink:
     def _explain(self, report: Report) -> None:
         self._writer.add_text(run_key("guide"), guide(report), report.step or 0)
 
+    def _show(self, study: Study, report: Report) -> None:
+        self._writer.add_text(run_key("ablation"), study_markdown(study), report.step or 0)
+        if self.pictures_every != 0 and not report.layers:
+            self._add_pictures(report)
+
     def _picture_due(self) -> bool:
         if self.pictures_every is not None:
             return self.pictures_every > 0 and self._reports % self.pictures_every == 0
@@ -123,10 +133,14 @@ class TensorBoardSink:
     def _draw(self) -> None:
         began = time.perf_counter()
         report, self._undrawn = self._undrawn, None
-        if report is not None and _has_matplotlib():
+        if report is not None:
+            self._add_pictures(report)
+        self._drawing += time.perf_counter() - began
+
+    def _add_pictures(self, report: Report) -> None:
+        if _has_matplotlib():
             for name, figure in report.pictures().items():
                 self._writer.add_image(name, figures.as_pixels(figure), report.step or 0, dataformats="HWC")
-        self._drawing += time.perf_counter() - began
 
 
 def _has_matplotlib() -> bool:

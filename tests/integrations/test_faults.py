@@ -15,6 +15,7 @@ import torch
 
 import lstm_monitor as lm
 from lstm_monitor.integrations import _lightning_hooks as hooks
+from lstm_monitor.studies.check import AblationCheck
 from tests import trainings
 from tests.trainings import PACKAGES, callback, differences, loader, modules, seed_all, trace
 
@@ -70,12 +71,20 @@ PATCHED = (
     "integrations._lightning_hooks.LightningHooks._count_steps",
     "integrations._lightning_hooks.LightningHooks._count_epochs",
     "integrations._lightning_hooks.LightningHooks._finish",
+    "integrations._lightning_hooks.LightningHooks._ablate",
+    "integrations._lightning_hooks.lightning_study",
+    "integrations._lightning_ablation.first_batches",
+    "integrations._lightning_ablation.make_study",
     "integrations._lightning_hooks.LightningHooks._prepare_recorder",
     "integrations._lightning_hooks.LightningHooks._attach",
     "integrations._lightning_hooks.LightningHooks._keep_recordings",
     "integrations._lightning_hooks.LightningHooks._wants_recordings",
     "integrations._lightning_hooks.LightningHooks._waits",
     "integrations._lightning_hooks.LightningHooks._check",
+    "integrations._lightning_call.CallRecorder.__init__",
+    "integrations._lightning_call.CallRecorder.attach",
+    "integrations._lightning_call.CallRecorder.runs",
+    "integrations._lightning_call.CallRecorder._keep",
     "recordings.Recorder.__init__",
     "recordings.Recorder.attach",
     "recordings.Recorder.detach",
@@ -90,6 +99,7 @@ PATCHED = (
     "monitor.next_memory",
     "monitor.LSTMMonitor.due",
     "monitor.LSTMMonitor.check",
+    "monitor.LSTMMonitor.add_study",
     "monitor.LSTMMonitor.state_dict",
     "monitor.to_plain",
     "memory.agreement",
@@ -122,7 +132,8 @@ def plant(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     if name in OPTIONS:
         return OPTIONS[name]()
     monkeypatch.setattr(f"lstm_monitor.{name}", fail)
-    return {"every_n_steps": 3} if name.endswith(("_count_steps", "due")) else {}
+    steps = {"every_n_steps": 3} if name.endswith(("_count_steps", "due")) else {}
+    return steps | {"ablation": AblationCheck(rankings=["measured"], random_orders=2, points=4)}
 
 
 @pytest.fixture(scope="module")
@@ -272,5 +283,5 @@ def test_a_users_own_error_is_passed_on_and_the_sinks_are_closed(tmp_path: Path)
 def test_every_hook_of_ours_that_lightning_calls_has_its_fault_here() -> None:
     parts = {name for name in vars(hooks.LightningHooks) if name.startswith("_") and not name.startswith("__")}
     planted = {name.rsplit(".", 1)[1] for name in PATCHED}
-    plain = {"_monitor", "_do", "_forget", "_restore", "_end", "_remove_hooks", "_give_values", "_values_now"}
+    plain = {"_monitor", "_do", "_forget", "_restore", "_end", "_remove_hooks", "_give_values"}
     assert parts - planted == plain

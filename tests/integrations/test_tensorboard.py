@@ -25,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 import lstm_monitor as lm
 from lstm_monitor.integrations import TensorBoardSink
 from lstm_monitor.report import Report, documented_keys
+from lstm_monitor.studies.check import AblationCheck
 from tests import trainings
 
 KEY = re.compile(r"lstm_monitor/(_run|[^/]+)/[a-z][a-z0-9_]*(/[a-z][a-z0-9_]*){0,2}")
@@ -47,13 +48,17 @@ def events(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance=dict.fromkeys(DEFAULT_SIZE_GUIDANCE, 0)).Reload()
 
 
-def watch(folder: Path, model: nn.Module, held_out: bool = True, **options: Any) -> list[Report]:
+def watch(
+    folder: Path, model: nn.Module, held_out: bool = True, ablation: bool = False, **options: Any
+) -> list[Report]:
     """Checks at the steps 0, 2, 4 and 5 of a plain loop, into `folder` unless a writer is given; the reports."""
     memory = lm.MemorySink()
     place = {} if "writer" in options else {"log_dir": folder}
     sinks = [TensorBoardSink(**place, **{"pictures_every": 0} | options), memory]
     data = torch.randn(20, 4, 3, generator=torch.Generator().manual_seed(0)) if held_out else None
-    monitor = lm.LSTMMonitor(model, data, sinks=sinks, every_n_steps=2, horizon=16, on_error="raise")
+    check = AblationCheck(score=lambda model: model(data)[0].square().mean((0, 2)), rankings=["auto"], random_orders=2)
+    ablation = {"ablation": check} if ablation else {}
+    monitor = lm.LSTMMonitor(model, data, sinks=sinks, every_n_steps=2, horizon=16, on_error="raise", **ablation)
     monitor.on_train_begin()
     for step in range(5):
         with torch.no_grad():
@@ -66,7 +71,7 @@ def watch(folder: Path, model: nn.Module, held_out: bool = True, **options: Any)
 @pytest.fixture(scope="module", params=KINDS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Report]]:
     folder = tmp_path_factory.mktemp(request.param)
-    return folder, watch(folder, copy.deepcopy(KINDS[request.param]), pictures_every=1)
+    return folder, watch(folder, copy.deepcopy(KINDS[request.param]), ablation=True, pictures_every=1)
 
 
 def layout(folder: Path) -> layout_pb2.Layout:
@@ -118,7 +123,7 @@ def test_the_event_files_hold_the_documented_keys_and_no_other(tmp_path: Path) -
     documented = set(re.findall(r"^\| `([^`]+)` \| (\w+) \|", table, re.MULTILINE))
     logged: set[tuple[str, str]] = set()
     for name, model in KINDS.items():
-        watch(tmp_path / name, copy.deepcopy(model), pictures_every=1)
+        watch(tmp_path / name, copy.deepcopy(model), ablation=True, pictures_every=1)
         logged |= logged_keys(tmp_path / name)
     assert logged == documented
 
@@ -136,9 +141,10 @@ def test_buckets_hold_every_value_where_it_lies(run):
 def test_pictures_are_written_at_every_check(run):
     folder, reports = run
     read = events(folder)
-    assert len(read.Tags()["images"]) == 3 * len(reports[0].layers)
+    assert len(read.Tags()["images"]) == 4 * len(reports[0].layers)
+    steps_of = {"ranking": [2, 4, 5], "ablation": [5]}
     for name in read.Tags()["images"]:
-        steps = [report.step for report in reports][name.endswith("ranking") :]
+        steps = steps_of.get(name.rsplit("/", 1)[1], [0, 2, 4, 5])
         assert [event.step for event in read.Images(name)] == steps
         shown = Image.open(io.BytesIO(read.Images(name)[-1].encoded_image_string))
         assert shown.size == (420, 330)
@@ -149,7 +155,7 @@ def test_keys_are_well_formed_and_few(run):
     folder, reports = run
     tags = events(folder).Tags()
     names = [*tags["scalars"], *tags["histograms"], *tags["images"]]
-    assert tags["tensors"] == [GUIDE]
+    assert sorted(tags["tensors"]) == ["lstm_monitor/_run/ablation/text_summary", GUIDE]
     assert all(KEY.fullmatch(name) for name in names)
     for layer in reports[0].layers:
         assert 20 < sum(name.startswith(f"lstm_monitor/{layer.key}/") for name in names) < 100
