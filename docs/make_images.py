@@ -26,7 +26,7 @@ from PIL import Image
 from tensorboard import program
 from torch.utils.data import DataLoader
 
-from lstm_monitor import Report
+from lstm_monitor import Report, ablation_study, capacity_study
 from lstm_monitor.figures import as_png
 from lstm_monitor.integrations import LSTMMonitorCallback
 
@@ -49,6 +49,7 @@ SHOTS = {
 def main() -> None:
     """Train, look, save."""
     IMAGES.mkdir(exist_ok=True)
+    digits()
     with tempfile.TemporaryDirectory() as folder:
         reports = [train(name, rate, Path(folder) / "runs") for name, rate in RATES.items()]
         (IMAGES / "report.png").write_bytes(as_png(reports[0].plot()))
@@ -57,9 +58,30 @@ def main() -> None:
             shoot(address, name, Path(folder))
 
 
-def example() -> ModuleType:
-    """The module examples/01_lightning_co2.py."""
-    spec = importlib.util.spec_from_file_location("co2", ROOT / "examples" / "01_lightning_co2.py")
+def digits() -> None:
+    """The reader of digits: its ablation study, and how many cells it needs."""
+    reader = example("02_ablation_and_pruning.py")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    training, choosing, _ = reader.load()
+    model = reader.Reader(64)
+    reader.train(model, training, 30, 3e-3)
+    study = ablation_study(model, lambda network: reader.right(network, choosing), held_out=choosing.tensors[0])
+    (IMAGES / "ablation.png").write_bytes(as_png(study.plot()))
+    sizes = capacity_study(
+        reader.Reader,
+        lambda network: reader.train(network, training, 30, 3e-3),
+        held_out=choosing.tensors[0],
+        evaluate=lambda network: reader.right(network, choosing).mean(),
+        seeds=3,
+    )
+    (IMAGES / "capacity.png").write_bytes(as_png(sizes.plot()))
+    print(study, sizes, sep="\n\n")
+
+
+def example(name: str = "01_lightning_co2.py") -> ModuleType:
+    """The module of an example."""
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,7 +1,8 @@
 """Watch the cells of an LSTM while it learns to forecast CO2 on Mauna Loa, with Lightning and TensorBoard.
 
 The record is weekly, 1958 to 2001, and comes with statsmodels. From the weekly changes of 52 weeks the network
-forecasts the change over the next 13. The last fifth of the record, later than all training weeks, is held out.
+forecasts the change over the next 13. The last fifth of the record, later than all training weeks, is held out. In the
+end cells are removed, one by one and more and more of them, to see which of them the forecast needs.
 
 A template for your own model: the only lines about the monitor are those with LSTMMonitorCallback.
 """
@@ -79,7 +80,7 @@ def main() -> None:
     torch.set_num_threads(1)  # a network this small trains fastest on one
     train, held_out = load_windows()
 
-    monitor = LSTMMonitorCallback(every_n_epochs=1, pictures_every=10)
+    monitor = LSTMMonitorCallback(every_n_epochs=1, pictures_every=10, ablation=True)
     trainer = L.Trainer(
         max_epochs=options.epochs,
         logger=TensorBoardLogger(options.runs, name=None),
@@ -99,6 +100,7 @@ def main() -> None:
     if monitor.report is None:  # LSTM_MONITOR=off in the environment
         return
     print(monitor.report.in_words())
+    print(f"\nWhich cells does the forecast need? {monitor.report.study}")
     print(
         f"\nMonitoring took {monitor.report.cost:.1%} of the training time, pictures included; in longer trainings its"
     )

@@ -4,6 +4,9 @@ Method: R. Hasani et al., Response Characterization for Auditing Cell Dynamics i
 IJCNN 2019, arXiv 1809.03864.
 """
 
+from lstm_monitor.ablation.contexts import ablated as ablated
+from lstm_monitor.capacity.asking import capacity_study as capacity_study
+from lstm_monitor.capacity.result import CapacityStudy as CapacityStudy
 from lstm_monitor.characterization import characterize as characterize
 from lstm_monitor.drift import compare as compare
 from lstm_monitor.guard import MonitorWarning as MonitorWarning
@@ -11,9 +14,11 @@ from lstm_monitor.layer_report import LayerReport as LayerReport
 from lstm_monitor.layers import find_layers as find_layers
 from lstm_monitor.metrics.measuring import measure as measure
 from lstm_monitor.monitor import LSTMMonitor as LSTMMonitor
+from lstm_monitor.pruning.thinning import prune as prune
 from lstm_monitor.ranking import rank as rank
 from lstm_monitor.records import Agreement as Agreement
 from lstm_monitor.records import Drift as Drift
+from lstm_monitor.records import Importance as Importance
 from lstm_monitor.records import LayerKey as LayerKey
 from lstm_monitor.records import LayerWeights as LayerWeights
 from lstm_monitor.records import Metric as Metric
@@ -31,6 +36,9 @@ from lstm_monitor.records import Thresholds as Thresholds
 from lstm_monitor.report import Report as Report
 from lstm_monitor.responses import respond as respond
 from lstm_monitor.schedule import every as every
+from lstm_monitor.sensitivity.scores import first_order as first_order
+from lstm_monitor.sensitivity.scores import output_sensitivity as output_sensitivity
+from lstm_monitor.sensitivity.scores import taylor as taylor
 from lstm_monitor.sinks import MemorySink as MemorySink
 from lstm_monitor.sinks import Sink as Sink
 from lstm_monitor.snapshots import snapshot as snapshot
@@ -38,3 +46,11 @@ from lstm_monitor.stimuli import default_stimuli as default_stimuli
 from lstm_monitor.stimuli import random_bank as random_bank
 from lstm_monitor.stimuli import sinusoid as sinusoid
 from lstm_monitor.stimuli import step as step
+from lstm_monitor.studies.asking import ablation_study as ablation_study
+from lstm_monitor.studies.check import AblationCheck as AblationCheck
+from lstm_monitor.study.records import Correlation as Correlation
+from lstm_monitor.study.records import Effects as Effects
+from lstm_monitor.study.records import LayerStudy as LayerStudy
+from lstm_monitor.study.records import Noise as Noise
+from lstm_monitor.study.records import Trial as Trial
+from lstm_monitor.study.study import Study as Study

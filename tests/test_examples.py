@@ -15,6 +15,18 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
+class Network(nn.Module):
+    """What `build` makes in the README's study of sizes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(2, size, batch_first=True)
+        self.head = nn.Linear(size, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
 def reader() -> dict[str, object]:
     """What a reader of the README has: a model, its data, an optimizer."""
     import lightning as L
@@ -46,6 +58,8 @@ def reader() -> dict[str, object]:
         "train_loader": DataLoader(data, 16),
         "val_loader": DataLoader(data, 16),
         "optimizer": torch.optim.Adam(model.parameters()),
+        "build": Network,
+        "train": lambda network: float(network(data.tensors[0]).square().mean()),
     }
 
 
@@ -65,10 +79,12 @@ def test_the_readmes_pictures_are_there() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def run_example(tmp_path: Path, **environment: str) -> str:
-    script = ROOT / "examples" / "01_lightning_co2.py"
+CO2 = ("01_lightning_co2.py", "--epochs", "2", "--runs", "runs/co2")
+
+
+def run_example(tmp_path: Path, name: str, *arguments: str, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(script), "--epochs", "2", "--runs", "runs/co2"],
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -80,7 +96,7 @@ def run_example(tmp_path: Path, **environment: str) -> str:
 
 
 def test_the_co2_example(tmp_path: Path) -> None:
-    printed = run_example(tmp_path)
+    printed = run_example(tmp_path, *CO2)
     assert printed.count("most responsive") == 3
     assert re.search(r"Monitoring took [\d.]+% of the training time", printed)
     assert "tensorboard --logdir runs/co2 --samples_per_plugin images=200" in printed
@@ -88,4 +104,16 @@ def test_the_co2_example(tmp_path: Path) -> None:
 
 
 def test_the_co2_example_with_the_monitor_off(tmp_path: Path) -> None:
-    assert "responsive" not in run_example(tmp_path, LSTM_MONITOR="off")
+    assert "responsive" not in run_example(tmp_path, *CO2, LSTM_MONITOR="off")
+
+
+def test_the_ablation_example(tmp_path: Path) -> None:
+    printed = run_example(
+        tmp_path, "02_ablation_and_pruning.py", "--cells", "24", "--epochs", "4", "--picture", "study.png"
+    )
+    assert "trust" in printed
+    accuracies = re.findall(r"(before|after pruning|two epochs later) +([\d.]+)%", printed)
+    assert [name for name, _ in accuracies] == ["before", "after pruning", "two epochs later"]
+    assert float(accuracies[-1][1]) > 50
+    assert re.search(r"[\d.]+ times faster", printed)
+    assert (tmp_path / "study.png").stat().st_size > 10_000
