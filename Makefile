@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench rankings clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -20,8 +20,13 @@ lint: $(READY)  ## run ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## measure what the monitor costs
+bench: $(READY)  ## measure what the monitor, ablation and pruning cost
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/pruning.py
+
+rankings: $(READY)  ## measure which rankings foretell ablation, half an hour; DATA=folder adds two tasks
+	$(BIN)/python benchmarks/rankings.py $(if $(DATA),--data $(DATA))
 
 clean:  ## remove .venv, caches and build results
 	rm -rf .venv build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -112,7 +112,7 @@ def _cheap_scores(bench: Bench, key: LayerKey, runs: Sequence[Run]) -> Tensor:
 
 def _raced(bench: Bench, key: LayerKey, top: int, better: Better, deadline: float) -> Found:
     by: By = "output" if any(outcome.outputs for outcome in bench.rig.intact) else "score"
-    found = race(bench.rig, key, top, by=by, better=better, deadline=deadline, cheap=_cheap_for_race(bench, key, by))
+    found = race(bench.rig, key, top, by=by, better=better, deadline=deadline)  # a cheap score saves less than it costs
     blank = torch.full_like(found.mean, torch.nan)
     outcomes = bench.rig.intact
     exact = found.sequences == sum(sum(map(len, o.outputs)) if by == "output" else len(o.score) for o in outcomes)
@@ -122,12 +122,3 @@ def _raced(bench: Bench, key: LayerKey, top: int, better: Better, deadline: floa
     bench.notes.append(f"{key}: first by their effect on the {by}: {cells} ({sure}; {found.work:.0%} of the work)")
     effects = kept if by == "output" else Effects(blank, blank, found.mean, found.error, exact)
     return Found(effects, (math.nan, math.nan))
-
-
-def _cheap_for_race(bench: Bench, key: LayerKey, by: str) -> Tensor | None:
-    if by == "score":
-        return None
-    try:
-        return _cheap_outputs(bench, key, bench.rig.runs).T
-    except (ValueError, RuntimeError, TypeError):
-        return None
