@@ -12,7 +12,7 @@ demo: $(READY)  ## train an LSTM on the Mauna Loa CO2 record and watch its cells
 	$(BIN)/python examples/01_lightning_co2.py
 
 test: lint  ## run every check: lint, types, import order, tests with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
 
 lint: $(READY)  ## run ruff, mypy and import-linter
 	$(BIN)/ruff check

@@ -10,7 +10,6 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_LEFT_OUT = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +26,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("browser")]
-        config.stash[_LEFT_OUT] = len(left_out)
 
 
 @pytest.hookimpl(trylast=True)
@@ -39,8 +37,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what was left out and why skipped tests failed the session."""
-    if left_out := config.stash.get(_LEFT_OUT, 0):
-        terminalreporter.write_line(f"No Chromium was found: {left_out} browser tests were left out.")
+    if CHROMIUM is None:
+        terminalreporter.write_line("No Chromium was found: the browser tests were left out.")
     if skipped := _skipped(config):
         names = ", ".join(sorted({report.nodeid for report in skipped}))
         terminalreporter.write_line(f"A skipped test is an error here: {names}", red=True)
