@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -63,22 +62,13 @@ def lightning_study(trainer: Any, check: AblationCheck, monitor: LSTMMonitor) ->
             LOG.warning("lstm_monitor makes no ablation check: %s", reason)
         return None
     found = find_layers(module, check.layers_or(monitor.layers))
-    with undisturbed(module), as_validating(trainer), _bar(trainer) as progress, _without_warnings_of_ours():
+    with undisturbed(module), as_validating(trainer), _bar(trainer) as progress:
         scored = _scored(trainer, module, check)
         options = options_of(check, monitor.rank_by, scored.name, scored.better)
         select = check.output or monitor.output
         live = True if "mixed" in str(trainer.precision) else None  # copies in single precision are another network
         study = make_study(module, found, scored.runs, options, select=select, progress=progress, live=live)
     return replace(study, notes=(*scored.notes, *_other_value(trainer, scored, study), *study.notes))
-
-
-@contextmanager
-def _without_warnings_of_ours() -> Iterator[None]:
-    """What torch says of hooks on every module, and of losses that become numbers while gradients are taken."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
-        warnings.filterwarnings("ignore", r"Converting a tensor with requires_grad=True to a scalar")
-        yield
 
 
 def _reason_against(trainer: Any, module: Any, check: AblationCheck) -> str:

@@ -73,7 +73,7 @@ def runs_of(
     for batch in batches:
         _check(batch)
     masks = _masks(batches, isinstance(held_out, list), lengths, mask)
-    _check_initialized(model)
+    check_initialized(model)
     return tuple(
         Run(partial(_on_device, model, layers, batch, forward), valid)
         for batch, valid in zip(batches, masks, strict=True)
@@ -156,12 +156,13 @@ def _check(batch: Any) -> None:
             )
 
 
-def _check_initialized(model: nn.Module) -> None:
+def check_initialized(model: nn.Module, argument: str = "held_out") -> None:
+    """Raise ValueError if running `model` would initialize a part of it (a lazy module)."""
     lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise ValueError(
-            f"held_out: {', '.join(lazy)} is not initialized yet (lazy module); running the model would initialize it, "
-            "which is for the training to do. Run one batch through the model first"
+            f"{argument}: {', '.join(lazy)} is not initialized yet (lazy module); running the model would initialize "
+            "it, which is for the training to do. Run one batch through the model first"
         )
 
 
@@ -197,15 +198,20 @@ def _to_device_of(model: nn.Module, batch: Any) -> Any:
 
 def _run(model: nn.Module, layers: Layers, batch: Any, forward: Forward | None) -> Any:
     try:
-        if forward is not None:
-            return forward(model, batch)
-        if isinstance(batch, Mapping):
-            return model(**batch)
-        if isinstance(batch, tuple) and not isinstance(batch, PackedSequence):
-            return model(*batch)
-        return model(batch)
+        return call_model(model, batch, forward)
     except Exception as error:
         raise ValueError(_cannot_run(layers, batch, error)) from error
+
+
+def call_model(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+    """What the model gives: ``forward(model, batch)``, ``model(**dict)``, ``model(*tuple)`` or ``model(x)``."""
+    if forward is not None:
+        return forward(model, batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple) and not isinstance(batch, PackedSequence):
+        return model(*batch)
+    return model(batch)
 
 
 def _cannot_run(layers: Layers, batch: Any, error: Exception) -> str:

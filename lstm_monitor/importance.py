@@ -90,9 +90,7 @@ def _scores(
 
 def greedy_scores(order: Tensor) -> Tensor:
     """Places as scores ``(H,)``: H for the first of an order ``(H,)``, 1 for the last."""
-    scores = order.new_zeros(len(order)).double()
-    scores[order] = (len(order) - order.new_ones(len(order)).cumsum(0) + 1).double()
-    return scores
+    return len(order) - order.argsort().double()
 
 
 def _without_data(

@@ -16,13 +16,14 @@ from lstm_monitor.drift import compare
 from lstm_monitor.errors import nearest, require
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.metrics.catalog import CATALOG, DRIFTING, MetricSpec
+from lstm_monitor.pages import page
 from lstm_monitor.records import Drift, Metric
 from lstm_monitor.study.figures import study_pictures
 from lstm_monitor.study.records import LayerStudy
 from lstm_monitor.study.study import Study
 from lstm_monitor.study.tables import study_scalars
 from lstm_monitor.study.trust import trust_sentence
-from lstm_monitor.tables import cell_table, layer_table, page, summary_lines
+from lstm_monitor.tables import cell_table, layer_table, summary_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +132,8 @@ class Report:
     def _repr_html_(self) -> str:
         """The same for a notebook, with the picture where matplotlib is installed."""
         has_pictures = find_spec("matplotlib") is not None
-        return page(repr(self), figures.as_png(self.plot()) if has_pictures else None)
+        shows = "step responses, gain, and time scale and size of every cell"
+        return page(repr(self), figures.as_png(self.plot()) if has_pictures else None, shows)
 
 
 def _layer_scalars(layer: LayerReport) -> Iterator[tuple[str, float]]:

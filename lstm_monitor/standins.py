@@ -205,31 +205,26 @@ def _held(part: Part, removed: Tensor, means: Tensor | None) -> tuple[Tensor, Pa
 # Runs
 
 
-def run_module(call: Call, stages: Stages) -> tuple[Tensor, State, list[list[LayerRun]]]:
-    """Outputs ``(T, N, W)``, final states, and the run of every part; dropout between layers is off."""
-    inputs = call.inputs
+def run_module(
+    call: Call, stages: Stages, known: Sequence[Sequence[LayerRun]] | None = None
+) -> tuple[Tensor, State, list[list[LayerRun]]]:
+    """Outputs ``(T, N, W)``, final states, and the run of every part; dropout between layers is off.
+
+    `known`: what the same call gave before; then only the parts that changed and what is above them are computed.
+    """
+    inputs, changed = call.inputs, known is None
     runs: list[list[LayerRun]] = []
-    for stage in stages:
-        done = [run_part(part, call, inputs, len(stage) * len(runs) + place) for place, part in enumerate(stage)]
+    for level, stage in enumerate(stages):
+        before = [] if changed or known is None else known[level]
+        same = [run.part is part for part, run in zip(stage, before, strict=False)] or [False] * len(stage)
+        done = [
+            before[place] if same[place] else run_part(part, call, inputs, len(stage) * level + place)
+            for place, part in enumerate(stage)
+        ]
+        changed = changed or not all(same)
         inputs = outputs_of(done, call)
         runs.append(done)
     return inputs, final_of(runs, call.inputs.dtype), runs
-
-
-def run_again(call: Call, stages: Stages, known: Sequence[Sequence[LayerRun]]) -> tuple[Tensor, State]:
-    """The same for a call that was run before: only the parts that changed and what is above them are computed."""
-    inputs, changed = call.inputs, False
-    runs: list[list[LayerRun]] = []
-    for stage, before in zip(stages, known, strict=True):
-        keep = [not changed and run.part is part for part, run in zip(stage, before, strict=True)]
-        done = [
-            before[place] if keep[place] else run_part(part, call, inputs, len(stage) * len(runs) + place)
-            for place, part in enumerate(stage)
-        ]
-        changed = changed or not all(keep)
-        inputs = outputs_of(done, call)
-        runs.append(done)
-    return inputs, final_of(runs, call.inputs.dtype)
 
 
 def outputs_of(runs: Sequence[LayerRun], call: Call) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -129,13 +127,3 @@ def _cell_row(layer: LayerReport, cell: int) -> str:
         f"{shown(value('step/settling_time'), '.0f', 'steps', 'never'):>11}  "
         f"{shown(period, '.0f', 'step cycle', 'all tested'):>16}  {shown(value('activity/std'), '.3f', '', '-'):>10}"
     )
-
-
-def page(text: str, png: bytes | None) -> str:
-    """The lines, and the picture if there is one, as HTML for a notebook."""
-    lines = f'<pre style="line-height:1.35">{html.escape(text)}</pre>'
-    if png is None:
-        return f"<div>{lines}</div>"
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    words = "step responses, gain, and time scale and size of every cell"
-    return f'<div>{lines}<img alt="{words}" style="max-width:100%" src="{source}"></div>'

@@ -23,7 +23,7 @@ from lstm_monitor.characterization import characterize
 from lstm_monitor.effects.curves import counts_to_try, order_gap, random_orders
 from lstm_monitor.effects.removal import removal_order
 from lstm_monitor.effects.rig import Rig
-from lstm_monitor.effects.singles import Singles, single
+from lstm_monitor.effects.singles import Singles
 from lstm_monitor.heldout import Run
 from lstm_monitor.layers import find_layers
 from lstm_monitor.pruning.thinning import prune
@@ -607,6 +607,13 @@ def bench_of(model: nn.Module, score: Callable[[Tensor, Tensor], Any], **options
         for x, y in zip(X.split(30), Y.split(30), strict=True)
     ]  # type: ignore[misc]
     return Bench(Rig(model, find_layers(model), runs), StudyOptions(**options), time.perf_counter(), [])
+
+
+def single(rig: Rig, key: LayerKey, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every cell removed by itself in one run."""
+    cells = range(rig.parts[key].weights.hidden_size)
+    outputs, scores = zip(*(rig.changes(index, {key: torch.tensor([cell])}) for cell in cells), strict=True)
+    return torch.stack(outputs), torch.stack(scores)
 
 
 def pilot_of(bench: Bench) -> Singles:

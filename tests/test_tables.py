@@ -8,7 +8,8 @@ from torch import nn
 
 import lstm_monitor as lm
 from lstm_monitor.layer_report import LayerReport
-from lstm_monitor.tables import cell_table, notes, page, summary_lines
+from lstm_monitor.pages import page
+from lstm_monitor.tables import cell_table, notes, summary_lines
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,6 @@ def test_responses_that_are_not_finite_are_counted_with_the_other_reasons() -> N
 
 
 def test_a_page_escapes_its_text() -> None:
-    assert "&lt;b&gt;" in page("<b>", None)
-    assert "<img" not in page("<b>", None)
-    assert 'src="data:image/png;base64,eHg="' in page("", b"xx")
+    assert "&lt;b&gt;" in page("<b>", None, "cells")
+    assert "<img" not in page("<b>", None, "cells")
+    assert 'src="data:image/png;base64,eHg="' in page("", b"xx", "cells")

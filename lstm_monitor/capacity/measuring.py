@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lstm_monitor.capacity.records import SizedLayer, Trained, components_for
 from lstm_monitor.characterization import characterize
 from lstm_monitor.effects.rig import Rig, output_variance
-from lstm_monitor.effects.singles import single
+from lstm_monitor.effects.singles import singles
 from lstm_monitor.heldout import Forward, runs_of
 from lstm_monitor.layers import Layers, find_layers
 from lstm_monitor.outputs import Select
@@ -84,7 +84,7 @@ class HeldOut:
         with undisturbed(model):
             rig = self.rig(model, layers)
             variance = output_variance(rig.intact)
-            return {layer.key: _effects(rig, layer.key) / variance for layer in layers}, variance
+            return {layer.key: singles(rig, layer.key).output_effects() / variance for layer in layers}, variance
 
 
 def measure_network(model: nn.Module, data: HeldOut, trained: Trained, attempt: Attempt) -> Trained:
@@ -106,8 +106,3 @@ def _components(snap: Snapshot) -> float:
     if snap.held_out is None or snap.held_out_hidden is None:
         return _NAN
     return components_for(snap.held_out_hidden.transpose(0, 1)[snap.held_out.mask])
-
-
-def _effects(rig: Rig, key: LayerKey) -> Tensor:
-    changes = [single(rig, key, index)[0] for index in range(len(rig.runs))]
-    return torch.cat(changes, dim=1).mean(1).cpu()

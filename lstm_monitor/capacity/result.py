@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from lstm_monitor.capacity import figures as capacity_figures
 from lstm_monitor.capacity.advice import Advice, advise
 from lstm_monitor.capacity.records import Trained, capacity_rows
-from lstm_monitor.capacity.words import capacity_lines, capacity_page, sentences, support
+from lstm_monitor.capacity.words import capacity_lines, sentences, support
 from lstm_monitor.drawing import as_png
 from lstm_monitor.errors import require
+from lstm_monitor.pages import page
 from lstm_monitor.records import Better, _OneLine
 
 if TYPE_CHECKING:
@@ -96,4 +97,5 @@ class CapacityStudy(_OneLine):
 
     def _repr_html_(self) -> str:
         """The same for a notebook, with the picture where matplotlib is installed."""
-        return capacity_page(repr(self), as_png(self.plot()) if find_spec("matplotlib") is not None else None)
+        shows = "score, components, harmless cells, effects of removal, settling times and activity over the size"
+        return page(repr(self), as_png(self.plot()) if find_spec("matplotlib") is not None else None, shows)

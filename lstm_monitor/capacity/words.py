@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -142,13 +140,3 @@ def _changes(
 
 def _shown(value: float, form: str) -> str:
     return "-" if value != value else f"{value:{form}}"
-
-
-def capacity_page(text: str, png: bytes | None) -> str:
-    """The lines, and the picture if there is one, as HTML for a notebook."""
-    lines = f'<pre style="line-height:1.35">{html.escape(text)}</pre>'
-    if png is None:
-        return f"<div>{lines}</div>"
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    words = "score, components, harmless cells, effects of removal, settling times and activity over the size"
-    return f'<div>{lines}<img alt="{words}" style="max-width:100%" src="{source}"></div>'

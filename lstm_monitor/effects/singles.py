@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,14 +39,12 @@ def singles(
     rig: Rig,
     key: LayerKey,
     deadline: float = float("inf"),
-    order: Sequence[int] | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Singles:
     """Remove each cell by itself, run after run, until the time is over; at least on the first run, as far as it goes.
 
     All cells see the same sequences, so that their effects can be compared. A run that is not watched comes last and
-    only gives the score: half of the time is left for it. `order`: which cells come first where not even one run can be
-    made for all of them.
+    only gives the score: half of the time is left for it.
     """
     size = rig.parts[key].weights.hidden_size
     until = _shared(rig, deadline)
@@ -56,7 +54,7 @@ def singles(
         if run.watched and len(outputs) < index:
             continue  # no time for another
         whole, end = index > 0 and run.watched, until if run.watched else deadline
-        rows = _in_time(rig, key, index, order or range(size), end, whole=whole, tick=tick)
+        rows = _in_time(rig, key, index, size, end, whole=whole, tick=tick)
         if rows is not None:
             output, score = _filled(rows, size)
             outputs.append(output)
@@ -75,7 +73,7 @@ def _in_time(
     rig: Rig,
     key: LayerKey,
     index: int,
-    cells: Sequence[int],
+    size: int,
     deadline: float,
     *,
     whole: bool,
@@ -83,7 +81,7 @@ def _in_time(
 ) -> dict[int, tuple[Tensor, Tensor]] | None:
     """The changes by cell; None if a run that has to be made whole cannot be."""
     rows: dict[int, tuple[Tensor, Tensor]] = {}
-    for cell in cells:
+    for cell in range(size):
         if rows and time.perf_counter() > deadline:
             return None if whole else rows
         rows[cell] = rig.changes(index, {key: torch.tensor([cell])})
@@ -96,11 +94,3 @@ def _filled(rows: Mapping[int, tuple[Tensor, Tensor]], size: int) -> tuple[Tenso
     blank = torch.full_like(output.double(), torch.nan), torch.full_like(score.double(), torch.nan)
     found = [rows.get(cell, blank) for cell in range(size)]
     return torch.stack([pair[0].double() for pair in found]), torch.stack([pair[1].double() for pair in found])
-
-
-def single(rig: Rig, key: LayerKey, index: int, cells: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-    """What removing each cell by itself changes in a run: the output ``(C, N)`` and the score ``(C, N or 1)``."""
-    size = rig.parts[key].weights.hidden_size
-    pairs = [rig.changes(index, {key: torch.tensor([cell])}) for cell in (range(size) if cells is None else cells)]
-    outputs, scores = zip(*pairs, strict=True)
-    return torch.stack(outputs), torch.stack(scores)

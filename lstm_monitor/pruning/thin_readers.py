@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lstm_monitor.heldout import Forward
+from lstm_monitor.heldout import Forward, check_initialized
 from lstm_monitor.layers import find_layers
 from lstm_monitor.pruning.split_layers import Split
 from lstm_monitor.pruning.thin_layers import Kept, ThinCell, ThinRecurrent, become, flatten
@@ -47,7 +47,7 @@ def thin_readers(model: nn.Module, example: Any, forward: Forward | None) -> nn.
     Raises:
         ValueError: the model cannot be run on the example, or is not initialized yet.
     """
-    _check_initialized(model)
+    check_initialized(model, "example")
     forms = {path: _forms(module) for path, module in model.named_modules() if _forms(module)}
     try:
         _run(model, example, forward)
@@ -64,15 +64,6 @@ def thin_readers(model: nn.Module, example: Any, forward: Forward | None) -> nn.
         tries = (_attempt(model, {path: form}, example, forward) for form in own)
         model = next((tried for tried in tries if tried is not None), model)
     return model
-
-
-def _check_initialized(model: nn.Module) -> None:
-    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
-    if lazy:
-        raise ValueError(
-            f"example: {', '.join(lazy)} is not initialized yet (lazy module), so the model cannot be run on it; "
-            "run one batch through the model first"
-        )
 
 
 def _forms(module: nn.Module) -> tuple[Form, ...]:

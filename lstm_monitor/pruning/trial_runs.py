@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
-from lstm_monitor.heldout import Forward
+from lstm_monitor.heldout import Forward, call_model
 from lstm_monitor.pruning.split_layers import over_data
 from lstm_monitor.undisturbed import undisturbed
 
@@ -51,7 +50,7 @@ def run_listening(
             handle = reader.register_forward_pre_hook(partial(_pass_on, partial(note, path)), with_kwargs=True)
             stack.callback(handle.remove)
         batches = example if isinstance(example, list) else [example]
-        outputs = [leaf for batch in batches for leaf in _leaves(_call(model, batch, forward))]
+        outputs = [leaf for batch in batches for leaf in _leaves(call_model(model, batch, forward))]
         return Run([leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in outputs], received)
 
 
@@ -60,16 +59,6 @@ def _pass_on(hear: Callable[[Tensor], Tensor], _: nn.Module, args: Any, kwargs: 
     if args:
         return (over_data(hear, args[0]), *args[1:]), kwargs
     return args, {**kwargs, "input": over_data(hear, kwargs["input"])}
-
-
-def _call(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
-    if forward is not None:
-        return forward(model, batch)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, tuple) and not isinstance(batch, PackedSequence):
-        return model(*batch)
-    return model(batch)
 
 
 def _leaves(output: Any) -> Iterator[Any]:

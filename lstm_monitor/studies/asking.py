@@ -48,7 +48,8 @@ def ablation_study(  # noqa: PLR0913  # one argument for each thing that a user 
 ) -> Study:
     """Remove cells, one by one and more and more of them, and see what that does to the output and to the score.
 
-    The model runs with its recurrent layers computed from copies of their weights: its own are never touched.
+    The model runs with its recurrent layers computed from copies of their weights: its own are not touched (in half
+    precision they are edited in place and put back).
 
     Args:
         model: any torch module with recurrent layers.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lstm_monitor.effects.rig import Rig, score_weights, weighted_mean
 from lstm_monitor.errors import choose
-from lstm_monitor.heldout import Run
+from lstm_monitor.heldout import Run, check_initialized
 from lstm_monitor.layers import Layers
 from lstm_monitor.outputs import Select
 from lstm_monitor.ranking import GREEDY, MEASURED, UNCENTRED, check_ranking_name
@@ -113,15 +113,16 @@ def set_up(
     select: Select | None,
     live: bool | None,
     weights_back: Callable[[], None],
-) -> tuple[Rig, tuple[Snapshot, ...]]:
-    """The rig after its first pass, and snapshots from what it received; the pass must not have changed the weights."""
-    recorder = Recorder(dict.fromkeys(layer.module for layer in layers), STEPS)
+    snaps: Sequence[Snapshot] | None,
+) -> tuple[Rig, Sequence[Snapshot]]:
+    """The rig after its first pass, which must not have changed the weights, and `snaps`, or those it saw."""
+    recorder = Recorder(() if snaps else dict.fromkeys(layer.module for layer in layers), STEPS)
     with recorder.batch():
         rig = Rig(model, layers, runs, select=select, live=live)
     weights_back()
     if options.mode == "mean":
         rig.means = rig.hidden_means()
-    return rig, snapshot(model, layers=layers, recordings=recorder.recordings())
+    return rig, snaps or snapshot(model, layers=layers, recordings=recorder.recordings())
 
 
 @contextmanager
@@ -131,7 +132,7 @@ def weights_kept(model: nn.Module) -> Iterator[Callable[[], None]]:
     Raises:
         ValueError: some were, and nothing else was raised; or a weight is not initialized yet.
     """
-    _check_initialized(model)
+    check_initialized(model, "model")
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     try:
         yield lambda: _unchanged(model, before)
@@ -139,15 +140,6 @@ def weights_kept(model: nn.Module) -> Iterator[Callable[[], None]]:
         _put_back(model, before)
         raise
     _unchanged(model, before)
-
-
-def _check_initialized(model: nn.Module) -> None:
-    lazy = [name for name, value in model.named_parameters() if nn.parameter.is_lazy(value)]
-    if lazy:
-        raise ValueError(
-            f"{', '.join(lazy)} is not initialized yet (lazy module), and running the model would do it; run one batch "
-            "through the model first"
-        )
 
 
 def _put_back(model: nn.Module, before: Mapping[str, Tensor]) -> list[str]:

@@ -54,10 +54,10 @@ def make_study(
     """
     began = time.perf_counter()
     with undisturbed(model), _numbers_with_gradients(), weights_kept(model) as weights_back:
-        rig, taken = set_up(model, layers, runs, options, select, live, weights_back)
+        rig, taken = set_up(model, layers, runs, options, select, live, weights_back, snaps)
         bench = Bench(rig, options, began, checked(rig), progress)
         repeat = _repeat(bench)
-        found = rankings_of(bench, taken if snaps is None else snaps)
+        found = rankings_of(bench, taken)
         better = options.better or _better(bench)
         results = tuple(_layer(bench, layer.key, found[layer.key], better, repeat) for layer in layers)
     if progress is not None:

@@ -11,10 +11,11 @@ import torch
 
 from lstm_monitor.drawing import as_png
 from lstm_monitor.errors import nearest, require
+from lstm_monitor.pages import page
 from lstm_monitor.study import figures as study_figures
 from lstm_monitor.study.records import LayerStudy, StudyRecord, Trial
 from lstm_monitor.study.tables import layer_words, study_table
-from lstm_monitor.study.words import study_lines, study_page
+from lstm_monitor.study.words import study_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +93,8 @@ class Study(StudyRecord):
 
     def _repr_html_(self) -> str:
         """The same for a notebook, with the picture where matplotlib is installed."""
-        return study_page(repr(self), as_png(self.plot()) if find_spec("matplotlib") is not None else None)
+        shows = "performance kept while cells are removed, the effect of each cell, and how the rankings agree with it"
+        return page(repr(self), as_png(self.plot()) if find_spec("matplotlib") is not None else None, shows)
 
 
 def _trial(layer: LayerStudy, by: str | None) -> Trial:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import re
 import textwrap
 from collections.abc import Iterator
@@ -112,13 +110,3 @@ def _exactness(layer: LayerStudy) -> str:
     words += [f"{rough} estimated from a part of the sequences"] if rough else []
     words += [f"{missing} not measured"] if missing else []
     return f"effects of single cells: {', '.join(words)}"
-
-
-def study_page(text: str, png: bytes | None) -> str:
-    """The lines, and the picture if there is one, as HTML for a notebook."""
-    lines = f'<pre style="line-height:1.35">{html.escape(text)}</pre>'
-    if png is None:
-        return f"<div>{lines}</div>"
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    words = "performance kept while cells are removed, the effect of each cell, and how the rankings agree with it"
-    return f'<div>{lines}<img alt="{words}" style="max-width:100%" src="{source}"></div>'
