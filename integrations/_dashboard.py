@@ -8,7 +8,7 @@ from typing import Any
 
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.metrics.catalog import CATALOG
-from lstm_monitor.records import Reason
+from lstm_monitor.reasons import Reason
 from lstm_monitor.report import Report, key, run_key
 from lstm_monitor.tables import summary_lines
 

@@ -16,8 +16,8 @@ from lstm_monitor.integrations._lightning_values import Values, watched_keys
 from lstm_monitor.layers import find_layers
 from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.outputs import Select
+from lstm_monitor.reasons import Thresholds
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recorder, Recording
-from lstm_monitor.records import Thresholds
 from lstm_monitor.report import Report
 from lstm_monitor.sinks import FanOut, Sink, check_pictures_every
 from lstm_monitor.studies.check import AblationCheck, as_check

@@ -16,6 +16,8 @@ from lstm_monitor.metrics.measuring import measure as measure
 from lstm_monitor.monitor import LSTMMonitor as LSTMMonitor
 from lstm_monitor.pruning.thinning import prune as prune
 from lstm_monitor.ranking import rank as rank
+from lstm_monitor.reasons import Reason as Reason
+from lstm_monitor.reasons import Thresholds as Thresholds
 from lstm_monitor.records import Agreement as Agreement
 from lstm_monitor.records import Drift as Drift
 from lstm_monitor.records import Importance as Importance
@@ -26,13 +28,11 @@ from lstm_monitor.records import Metrics as Metrics
 from lstm_monitor.records import OperatingPoint as OperatingPoint
 from lstm_monitor.records import Probe as Probe
 from lstm_monitor.records import Ranking as Ranking
-from lstm_monitor.records import Reason as Reason
 from lstm_monitor.records import Response as Response
 from lstm_monitor.records import Sequences as Sequences
 from lstm_monitor.records import Skipped as Skipped
 from lstm_monitor.records import Snapshot as Snapshot
 from lstm_monitor.records import Stimulus as Stimulus
-from lstm_monitor.records import Thresholds as Thresholds
 from lstm_monitor.report import Report as Report
 from lstm_monitor.responses import respond as respond
 from lstm_monitor.schedule import every as every

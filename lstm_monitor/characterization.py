@@ -18,7 +18,8 @@ from lstm_monitor.layers import find_layers
 from lstm_monitor.metrics.measuring import flagged, measure, measure_modes, not_measured
 from lstm_monitor.outputs import Select
 from lstm_monitor.ranking import check_ranking_name, rank
-from lstm_monitor.records import LayerKey, Metric, Metrics, Mode, Probe, Response, Snapshot, Stimulus, Thresholds
+from lstm_monitor.reasons import Thresholds
+from lstm_monitor.records import LayerKey, Metric, Metrics, Mode, Probe, Response, Snapshot, Stimulus
 from lstm_monitor.report import Report
 from lstm_monitor.responses import respond, settle
 from lstm_monitor.snapshots import snapshot

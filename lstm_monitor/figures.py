@@ -36,7 +36,7 @@ from lstm_monitor.drawing import (
 from lstm_monitor.drawing import as_pixels as as_pixels
 from lstm_monitor.drawing import as_png as as_png
 from lstm_monitor.layer_report import LayerReport
-from lstm_monitor.records import Reason
+from lstm_monitor.reasons import Reason
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

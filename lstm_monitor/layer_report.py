@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.metrics.measuring import flagged
-from lstm_monitor.records import Agreement, Drift, Kind, LayerKey, Metrics, Ranking, Reason, Thresholds
+from lstm_monitor.reasons import Reason, Thresholds
+from lstm_monitor.records import Agreement, Drift, Kind, LayerKey, Metrics, Ranking
 
 
 @dataclass(frozen=True, eq=False)

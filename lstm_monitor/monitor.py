@@ -20,8 +20,9 @@ from lstm_monitor.layers import find_layers
 from lstm_monitor.memory import LayerMemory, first_memory, fits, from_plain, next_memory, to_plain
 from lstm_monitor.outputs import Select
 from lstm_monitor.ranking import check_ranking_name
+from lstm_monitor.reasons import Thresholds
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
-from lstm_monitor.records import Snapshot, Thresholds
+from lstm_monitor.records import Snapshot
 from lstm_monitor.report import Report
 from lstm_monitor.schedule import Schedule, as_schedule
 from lstm_monitor.sinks import FanOut, Sink

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from enum import IntEnum
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lstm_monitor.errors import nearest
+from lstm_monitor.reasons import Reason
 
 Kind = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
 Mode = Literal["coupled", "alone"]
@@ -28,64 +28,6 @@ GATES: Mapping[str, tuple[str, ...]] = {
     "rnn_relu": ("candidate",),
 }
 """The row blocks of torch's weight matrices, in torch's order."""
-
-
-class Reason(IntEnum):
-    """Why a value is NaN; ``DEFINED`` where it is not."""
-
-    DEFINED = 0
-    SILENT = 1
-    WASHOUT = 2
-    DRIFTING = 3
-    OSCILLATING = 4
-    OUTSIDE = 5
-    TOO_SHORT = 6
-    NONFINITE = 7
-    NO_HARMONICS = 8
-    NEVER = 9
-    NO_HELD_OUT = 10
-    NO_SUCH_GATE = 11
-    NEVER_FORGETS = 12
-
-    @property
-    def words(self) -> str:
-        """The reason as a phrase to show to people."""
-        return _REASON_WORDS[self]
-
-
-_REASON_WORDS = {
-    Reason.DEFINED: "defined",
-    Reason.SILENT: "the cell hardly moves",
-    Reason.WASHOUT: "the response returns to where it was",
-    Reason.DRIFTING: "still drifting when the horizon ends",
-    Reason.OSCILLATING: "oscillates without settling",
-    Reason.OUTSIDE: "the last sample is outside the band",
-    Reason.TOO_SHORT: "the response is too short",
-    Reason.NONFINITE: "the response is not finite",
-    Reason.NO_HARMONICS: "no harmonic lies below half a cycle per step",
-    Reason.NEVER: "never falls below the threshold",
-    Reason.NO_HELD_OUT: "no held-out data was given",
-    Reason.NO_SUCH_GATE: "this kind of layer has no such gate",
-    Reason.NEVER_FORGETS: "the gate never closes: it is 1 to the last digit",
-}
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The named numbers in the metrics' definitions (this project's own, measured in its guide)."""
-
-    silent: float = 1e-3
-    washout: float = 0.1
-    band: float = 0.1
-    drift: float = 0.25
-    tail_share: int = 8
-    tail_least: int = 4
-    least_amplitude: float = 1e-3
-    least_std: float = 1e-6
-    dead: float = 1e-3
-    saturated: float = 0.05
-    candidate_saturated: float = 0.95
-    unsettled: float = 1e-3
 
 
 @dataclass(frozen=True)

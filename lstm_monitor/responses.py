@@ -12,7 +12,8 @@ from lstm_monitor.errors import choose
 from lstm_monitor.kernels.alone import decouple, run_alone
 from lstm_monitor.kernels.fused import State, run_fused, zero_state
 from lstm_monitor.kernels.gates import cell_of, gates_of
-from lstm_monitor.records import LayerWeights, Mode, Response, Sequences, Snapshot, Stimulus, Thresholds
+from lstm_monitor.reasons import Thresholds
+from lstm_monitor.records import LayerWeights, Mode, Response, Sequences, Snapshot, Stimulus
 from lstm_monitor.snapshots import start_of
 
 BATCH = 16

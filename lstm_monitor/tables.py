@@ -11,7 +11,7 @@ from torch import Tensor
 from lstm_monitor.distributions import finite, quantiles
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.metrics.catalog import CATALOG
-from lstm_monitor.records import Reason
+from lstm_monitor.reasons import Reason
 
 _HEADLINES = (
     "step/peak_response",

@@ -26,9 +26,10 @@ from lstm_monitor.ablation import cells, weight_edits
 from lstm_monitor.ablation import contexts as ablation
 from lstm_monitor.ablation.contexts import ablated, thinned
 from lstm_monitor.layers import find_layers
+from lstm_monitor.parts import run_module, whole
 from lstm_monitor.records import LayerKey
 from lstm_monitor.snapshots import snapshot
-from lstm_monitor.standins import Call, run_module, standing_in, whole
+from lstm_monitor.standins import Call, standing_in
 
 KINDS = ("LSTM", "GRU", "RNN", "RNN relu")
 CELLS = ("LSTMCell", "GRUCell", "RNNCell", "RNNCell relu")

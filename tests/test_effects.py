@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from lstm_monitor.effects.rig import Rig, output_change, output_variance, score_weights, weighted_mean
+from lstm_monitor.effects.outcomes import output_change, output_variance, score_weights, weighted_mean
+from lstm_monitor.effects.rig import Rig
 from lstm_monitor.effects.singles import Singles, singles
 from lstm_monitor.heldout import Run, runs_of
 from lstm_monitor.layers import find_layers

@@ -14,7 +14,8 @@ from torch import nn
 import lstm_monitor as lm
 from lstm_monitor import drawing, figures
 from lstm_monitor.layer_report import LayerReport, RankHistory
-from lstm_monitor.records import Metric, Metrics, Reason
+from lstm_monitor.reasons import Reason
+from lstm_monitor.records import Metric, Metrics
 
 KINDS = {
     "lstm": nn.LSTM(3, 12),

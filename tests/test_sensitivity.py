@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm_monitor.heldout import Run, runs_of
 from lstm_monitor.layers import find_layers
+from lstm_monitor.parts import whole, without
 from lstm_monitor.records import LayerKey
 from lstm_monitor.sensitivity.scores import (
     first_order,
@@ -25,7 +26,6 @@ from lstm_monitor.sensitivity.scores import (
     sensitivities,
     taylor,
 )
-from lstm_monitor.standins import whole, without
 from lstm_monitor.undisturbed import undisturbed
 from tests.unrolls import Seen, key_of, unrolled
 

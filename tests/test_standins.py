@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from lstm_monitor.layers import find_layers
-from lstm_monitor.standins import Call, run_module, standing_in, whole, without
+from lstm_monitor.parts import run_module, whole, without
+from lstm_monitor.standins import Call, standing_in
 
 KINDS = ("LSTM", "GRU", "RNN")
 

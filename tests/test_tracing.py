@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from lstm_monitor.heldout import runs_of
 from lstm_monitor.layers import find_layers
 from lstm_monitor.outputs import output_tensor
+from lstm_monitor.parts import Part, silenced, whole, without
 from lstm_monitor.sensitivity import tracing
 from lstm_monitor.sensitivity.tracing import pull, trace
-from lstm_monitor.standins import Part, silenced, whole, without
 from lstm_monitor.undisturbed import undisturbed
 from tests.unrolls import key_of, unrolled
 

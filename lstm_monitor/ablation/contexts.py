@@ -21,8 +21,9 @@ from lstm_monitor.changes import Change, changed, uncompiled
 from lstm_monitor.errors import choose
 from lstm_monitor.heldout import Forward
 from lstm_monitor.layers import Layers, _weight_names
+from lstm_monitor.parts import Part, run_module, silenced, whole, without
 from lstm_monitor.snapshots import snapshot
-from lstm_monitor.standins import Part, close_call, open_call, run_module, silenced, whole, without
+from lstm_monitor.standins import close_call, open_call
 
 MEAN_STEPS = 16384
 """About how many held-out steps a mean is taken over."""

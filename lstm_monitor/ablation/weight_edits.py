@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lstm_monitor.ablation.cells import WEIGHTS, Removal
 from lstm_monitor.changes import Change
-from lstm_monitor.standins import candidate_rows
+from lstm_monitor.parts import candidate_rows
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]] | None]
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lstm_monitor.capacity.records import SizedLayer, Trained, components_for
 from lstm_monitor.characterization import characterize
-from lstm_monitor.effects.rig import Rig, output_variance
+from lstm_monitor.effects.outcomes import output_variance
+from lstm_monitor.effects.rig import Rig
 from lstm_monitor.effects.singles import singles
 from lstm_monitor.heldout import Forward, runs_of
 from lstm_monitor.layers import Layers, find_layers

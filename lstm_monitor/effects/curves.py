@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lstm_monitor.effects.rig import Removed, Rig, output_change, score_weights, weighted_mean
+from lstm_monitor.effects.outcomes import output_change, score_weights, weighted_mean
+from lstm_monitor.effects.rig import Removed, Rig
 from lstm_monitor.records import LayerKey
 
 

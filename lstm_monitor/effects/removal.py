@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lstm_monitor.effects.rig import Outcome, Rig, score_weights, weighted_mean
+from lstm_monitor.effects.outcomes import Outcome, score_weights, weighted_mean
+from lstm_monitor.effects.rig import Rig
 from lstm_monitor.errors import choose
 from lstm_monitor.records import Better, LayerKey
 

@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lstm_monitor.ablation.contexts import ablated
 from lstm_monitor.captures import captured
+from lstm_monitor.effects.outcomes import Outcome, as_score, check_alike, output_change, rows_of
 from lstm_monitor.heldout import Run
 from lstm_monitor.layers import Layer, Layers
-from lstm_monitor.outputs import Select, by_sequence, output_tensor
+from lstm_monitor.outputs import Select, output_tensor
+from lstm_monitor.parts import LayerRun, Part, run_module, silenced, whole, without
 from lstm_monitor.records import LayerKey
 from lstm_monitor.snapshots import flip, freeze
-from lstm_monitor.standins import (
-    Call,
-    LayerRun,
-    Part,
-    Stand,
-    run_module,
-    silenced,
-    standing_in,
-    whole,
-    without,
-)
+from lstm_monitor.standins import Call, Stand, standing_in
 from lstm_monitor.undisturbed import eval_mode, tensors_put_back
 
 FEW = 16
 """Fewer removed cells than this are silenced rather than cut out: odd sizes cost the fused ops more than they save."""
 
 Removed = Mapping[LayerKey, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What one run gave: the network's outputs, a row a sequence ``(N, D)`` for each time it was called, and the score.
-
-    ``score`` is ``(N,)`` or ``(1,)``, empty where nothing was scored; ``outputs`` is empty where none was caught.
-    """
-
-    outputs: tuple[Tensor, ...]
-    score: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +76,7 @@ class Rig:
     def outcome(self, index: int, removed: Removed) -> Outcome:
         """What run `index` gives without some cells: cell numbers ``(K,)`` by layer."""
         found = self._edited(index, removed) if self.live else self._stood_in(index, removed)
-        _check_alike(found, self.intact[index])
+        check_alike(found, self.intact[index])
         return found
 
     def _stood_in(self, index: int, removed: Removed) -> Outcome:
@@ -164,30 +143,8 @@ class Rig:
             outputs = caught.outputs(self.select)
         else:
             outputs = [output_tensor(result, self.select)] if run.score is None else []
-        score = torch.empty(0) if run.score is None else _as_score(run.score(result))
-        return Outcome(tuple(_rows(tensor, counts(), run.mask) for tensor in outputs), score)
-
-
-def output_change(now: Outcome, then: Outcome) -> Tensor:
-    """Mean squared change per element of each sequence's output, ``(N,)``."""
-    pairs = zip(now.outputs, then.outputs, strict=True)
-    changes = [(a.double() - b.double()).square().mean(1) for a, b in pairs]
-    return torch.cat(changes).cpu() if changes else torch.empty(0)
-
-
-def _check_alike(now: Outcome, then: Outcome) -> None:
-    """Refuse outputs and scores that cannot be held against the intact network's."""
-    if [rows.shape for rows in now.outputs] != [rows.shape for rows in then.outputs]:
-        raise ValueError(
-            "without some cells the network's output has another shape, or comes another number of times, so its "
-            "change is not defined; give held_out= for the output's change, or output=lambda result: ... that selects "
-            "a tensor whose shape stays"
-        )
-    if now.score.shape != then.score.shape:
-        raise ValueError(
-            f"evaluate returned {len(now.score)} values without some cells, {len(then.score)} for the whole network; "
-            "it must return one number, or one for each of the same sequences"
-        )
+        score = torch.empty(0) if run.score is None else as_score(run.score(result))
+        return Outcome(tuple(rows_of(tensor, counts(), run.mask) for tensor in outputs), score)
 
 
 def _is_half(part: Part) -> bool:
@@ -205,20 +162,6 @@ def _counted(run: LayerRun, mask: Tensor | None) -> Tensor:
         valid = flip(mask.to(counted), run.lengths) if run.part.layer.key.reverse else mask.to(counted)
         counted = counted * valid.T
     return counted
-
-
-def output_variance(outcomes: Sequence[Outcome]) -> float:
-    """The mean over the output's elements of their variance over the sequences, in its own unit squared.
-
-    With one sequence, the variance over the elements. NaN without outputs, or if nothing varies.
-    """
-    rows = [rows.double() for outcome in outcomes for rows in outcome.outputs]
-    if not rows:
-        return math.nan
-    spread = [part.var(0, correction=0) if len(part) > 1 else part.var(correction=0).expand(1) for part in rows]
-    weights = torch.cat([torch.full_like(part, len(whole)) for part, whole in zip(spread, rows, strict=True)])
-    variance = float((torch.cat(spread) * weights).sum() / weights.sum())
-    return variance if variance > 0 else math.nan
 
 
 def _stand_first(stages: list[list[Part]], known: list[_Known]) -> Stand:
@@ -272,32 +215,3 @@ def _same(call: Call, before: Call) -> bool:
 def _counts_of(known: Mapping[nn.Module, Sequence[_Known]]) -> list[int]:
     """How many sequences the calls had, the last first."""
     return list(dict.fromkeys(item.call.inputs.shape[1] for calls in known.values() for item in reversed(calls)))
-
-
-def _rows(tensor: Tensor, counts: Sequence[int], mask: Tensor | None) -> Tensor:
-    """A row a sequence: by the number of sequences that is the length of the output's first axis, or of another."""
-    tensor = tensor.detach().float() if tensor.dtype != torch.float64 else tensor.detach()
-    first = next((count for count in counts if tensor.dim() > 0 and tensor.shape[0] == count), None)
-    count = next((count for count in counts if count in tensor.shape), 0) if first is None else first
-    return by_sequence(tensor, count, mask).clone()
-
-
-def _as_score(value: Any) -> Tensor:
-    try:
-        given = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-        return given.detach().reshape(-1).double().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"evaluate (or loss) returned {type(value).__name__}; it must return one number, or a tensor (N,) with one "
-            "for each sequence"
-        ) from error
-
-
-def score_weights(run: Run, score: Tensor) -> Tensor:
-    """How much each value of a run's score counts ``(M,)``: the run's weight where it is one number for all of it."""
-    return torch.full_like(score, run.weight if len(score) == 1 else 1.0)
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of ``(..., M)`` over columns that count ``(M,)``; NaN without columns."""
-    return (values * weights).sum(-1) / weights.sum()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lstm_monitor.effects.rig import Rig, score_weights, weighted_mean
+from lstm_monitor.effects.outcomes import score_weights, weighted_mean
+from lstm_monitor.effects.rig import Rig
 from lstm_monitor.records import LayerKey
 
 

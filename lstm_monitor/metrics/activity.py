@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.metrics.step import undefined
-from lstm_monitor.records import Reason, Thresholds
+from lstm_monitor.reasons import Reason, Thresholds
 
 DEFAULT = Thresholds()
 

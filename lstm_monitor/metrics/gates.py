@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.metrics.activity import mean
-from lstm_monitor.records import Thresholds
+from lstm_monitor.reasons import Thresholds
 
 DEFAULT = Thresholds()
 

@@ -17,7 +17,8 @@ from lstm_monitor.metrics.sine import (
     summarize_sine,
 )
 from lstm_monitor.metrics.step import StepSummary, summarize, undefined
-from lstm_monitor.records import GATES, Kind, LayerKey, Metric, Metrics, Reason, Response, Stimulus, Thresholds
+from lstm_monitor.reasons import Reason, Thresholds
+from lstm_monitor.records import GATES, Kind, LayerKey, Metric, Metrics, Response, Stimulus
 
 
 def measure(*responses: Response, thresholds: Thresholds | None = None) -> Metrics:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.metrics.step import at_least_float32, undefined
-from lstm_monitor.records import Reason, Thresholds
+from lstm_monitor.reasons import Reason, Thresholds
 from lstm_monitor.stimuli import check_frequency
 
 DEFAULT = Thresholds()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.metrics.crossing import Blocks, blocks_of, first_outside, last_outside
-from lstm_monitor.records import Reason, Thresholds
+from lstm_monitor.reasons import Reason, Thresholds
 
 DEFAULT = Thresholds()
 

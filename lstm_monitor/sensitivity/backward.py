@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lstm_monitor.kernels.fused import State
 from lstm_monitor.kernels.reverse import Reversed, reverse
+from lstm_monitor.parts import LayerRun, Part, spread
 from lstm_monitor.snapshots import flip
-from lstm_monitor.standins import LayerRun, Part, spread
 
 Runs = Sequence[Sequence[LayerRun]]
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.outputs import Select, batch_axis
+from lstm_monitor.parts import Part
 from lstm_monitor.records import LayerKey
 from lstm_monitor.sensitivity.observing import Means, Observed, as_read, counted_steps
 from lstm_monitor.sensitivity.tracing import Pulled, Trace, pull
-from lstm_monitor.standins import Part
 
 Weigh = Callable[[Pulled], Tensor]
 """From what came back to a part in one call to ``(V, n, h)``."""

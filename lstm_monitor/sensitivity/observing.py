@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from lstm_monitor.heldout import Run
 from lstm_monitor.layers import Layers, find_layers
+from lstm_monitor.parts import LayerRun, Part, Stages, whole
 from lstm_monitor.recordings import LEAST_SEQUENCES
 from lstm_monitor.records import GATES, LayerKey
 from lstm_monitor.sensitivity.tracing import Trace, Traced, trace
 from lstm_monitor.snapshots import flip
-from lstm_monitor.standins import LayerRun, Part, Stages, whole
 
 Means = Mapping[tuple[LayerKey, int], Tensor]
 """A layer's mean hidden state ``(T, h)`` at each step of its k-th call, over sequences."""

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from lstm_monitor.heldout import Forward, Run, runs_of
 from lstm_monitor.layers import Layers, find_layers
 from lstm_monitor.outputs import Select
+from lstm_monitor.parts import Stages
 from lstm_monitor.recordings import HELD_OUT_STEPS
 from lstm_monitor.records import LayerKey
 from lstm_monitor.sensitivity.contributions import absolute, complete, of_losses, of_outputs, signed
 from lstm_monitor.sensitivity.observing import observe, step_means
-from lstm_monitor.standins import Stages
 from lstm_monitor.undisturbed import undisturbed
 
 Loss = Callable[[nn.Module, Any], Tensor]

@@ -20,8 +20,9 @@ from lstm_monitor.captures import Captured, captured
 from lstm_monitor.heldout import Run
 from lstm_monitor.kernels.fused import State
 from lstm_monitor.outputs import Select, output_tensor
+from lstm_monitor.parts import LayerRun, Stages, run_module
 from lstm_monitor.sensitivity.backward import Runs, first_rows, through
-from lstm_monitor.standins import Call, LayerRun, Stages, Stand, run_module, standing_in
+from lstm_monitor.standins import Call, Stand, standing_in
 
 
 @dataclass(frozen=True, eq=False)

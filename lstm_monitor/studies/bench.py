@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lstm_monitor.effects.rig import Rig, score_weights, weighted_mean
+from lstm_monitor.effects.outcomes import score_weights, weighted_mean
+from lstm_monitor.effects.rig import Rig
 from lstm_monitor.errors import choose
 from lstm_monitor.heldout import Run, check_initialized
 from lstm_monitor.layers import Layers

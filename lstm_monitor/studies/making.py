@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lstm_monitor.effects.curves import Scale, area, counts_to_try, curve, order_gap, random_orders, scale_of, value_of
 from lstm_monitor.effects.estimates import spearman
-from lstm_monitor.effects.rig import output_change, output_variance
+from lstm_monitor.effects.outcomes import output_change, output_variance
 from lstm_monitor.heldout import Run
 from lstm_monitor.layers import Layers
 from lstm_monitor.outputs import Select

@@ -11,7 +11,8 @@ from lstm_monitor.characterization import examine
 from lstm_monitor.effects.removal import removal_order
 from lstm_monitor.importance import assess, greedy_scores
 from lstm_monitor.ranking import GREEDY, MEASURED, rank, ranked
-from lstm_monitor.records import LayerKey, Metrics, Ranking, Snapshot, Thresholds
+from lstm_monitor.reasons import Thresholds
+from lstm_monitor.records import LayerKey, Metrics, Ranking, Snapshot
 from lstm_monitor.studies.bench import STEPS, Bench
 
 
