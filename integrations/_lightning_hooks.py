@@ -319,4 +319,4 @@ class LightningHooks:
         self._call = FirstCall()
         if active and self.monitor is not None:
             with self.monitor.guard.protect("Closing the sinks"):
-                FanOut([*self.sinks, *self._logger_sinks]).close()
+                FanOut([*self.sinks, *self._logger_sinks], self.monitor.guard).close()

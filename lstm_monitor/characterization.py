@@ -127,6 +127,7 @@ def _examine(snap: Snapshot, probe: Probe, rank_by: str, thresholds: Thresholds)
         trace=_trace(steps, metrics),
         settled=steps.settled,
         thresholds=thresholds,
+        frozen=snap.frozen,
     )
 
 

@@ -32,6 +32,7 @@ class Guard:
         choose("on_error", on_error, ("warn", "raise"))
         self.on_error = on_error
         self.resting = False
+        self._forgiven: set[int] = set()
 
     @property
     def idle(self) -> bool:
@@ -49,6 +50,19 @@ class Guard:
             if not self.resting:
                 self.resting = True
                 tell(f"lstm_monitor rests from now on; the training goes on. {doing} failed: {_words(error)}")
+
+    @contextmanager
+    def forgive(self, part: object) -> Iterator[None]:
+        """Errors inside end in one warning for this part, which is tried again; the monitor goes on."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            if id(part) not in self._forgiven:
+                self._forgiven.add(id(part))
+                name = type(part).__name__
+                tell(f"{name} failed and is tried again at each check; the training goes on. {_words(error)}")
 
 
 def switched_off() -> bool:

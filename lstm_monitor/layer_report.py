@@ -35,7 +35,7 @@ class LayerReport:
 
     ``previous`` and ``first`` are the agreement with the ranking of the previous and of the first check, ``drift``
     since the previous one; None and empty at the first check. ``settled (H,)``: whether each cell was at rest before
-    the stimuli. ``first_gain (F, H)``: the sine amplitudes at the first check.
+    the stimuli. ``first_gain (F, H)``: the sine amplitudes at the first check. ``frozen``: none of its weights learns.
     """
 
     key: LayerKey
@@ -53,6 +53,7 @@ class LayerReport:
     drift: tuple[Drift, ...] = ()
     rank_history: RankHistory | None = None
     first_gain: Tensor | None = None
+    frozen: bool = False
 
     @property
     def hidden_size(self) -> int:

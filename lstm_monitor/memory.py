@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lstm_monitor.alarms import seen
 from lstm_monitor.characterization import ranks_of
 from lstm_monitor.drift import compare
 from lstm_monitor.layer_report import LayerReport, RankHistory
@@ -20,7 +21,10 @@ MOST_RANKS = 64
 
 @dataclass(frozen=True, eq=False)
 class LayerMemory:
-    """The probe fixed at the first check, the first ranking and gain, the previous check, and all rankings."""
+    """The probe fixed at the first check, the first ranking and gain, the previous check, and all rankings.
+
+    ``first_seen``: the rules of `lstm_monitor.alarms` that held at the first check.
+    """
 
     probe: Probe
     first: Ranking
@@ -28,13 +32,14 @@ class LayerMemory:
     previous: Ranking
     previous_metrics: Metrics
     history: RankHistory
+    first_seen: tuple[str, ...] = ()
 
 
 def first_memory(report: LayerReport, probe: Probe, step: int) -> tuple[LayerReport, LayerMemory]:
     """The report of a layer's first check with its history, and what to remember."""
     history = RankHistory(torch.tensor([step]), ranks_of(report.ranking.order)[None])
     gain = report.metrics["sine/amplitude"].values
-    memory = LayerMemory(probe, report.ranking, gain, report.ranking, report.metrics, history)
+    memory = LayerMemory(probe, report.ranking, gain, report.ranking, report.metrics, history, tuple(seen(report)))
     return replace(report, rank_history=history), memory
 
 
@@ -79,6 +84,7 @@ def to_plain(memory: LayerMemory) -> dict[str, Any]:
         "previous": _plain_ranking(memory.previous),
         "previous_cells": {item.path: item.cells for item in memory.previous_metrics.items},
         "history": {"steps": memory.history.steps, "ranks": memory.history.ranks},
+        "first_seen": list(memory.first_seen),
     }
 
 
@@ -98,6 +104,7 @@ def from_plain(key: LayerKey, plain: dict[str, Any]) -> LayerMemory:
         Ranking(key, **plain["previous"]),
         Metrics(key, tuple(_only_cells(path, values) for path, values in cells.items() if path in CATALOG)),
         RankHistory(**plain["history"]),
+        tuple(plain.get("first_seen", ())),
     )
 
 

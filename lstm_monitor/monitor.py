@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from lstm_monitor.alarms import alarms
 from lstm_monitor.characterization import check_horizon, check_steps, examine, versions
 from lstm_monitor.clock import Clock
 from lstm_monitor.guard import LOG, Guard, OnError
 from lstm_monitor.heldout import Forward, Run, runs_of
+from lstm_monitor.host import to_host
 from lstm_monitor.importance import assess
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.layers import find_layers
@@ -22,7 +24,7 @@ from lstm_monitor.outputs import Select
 from lstm_monitor.ranking import check_ranking_name
 from lstm_monitor.reasons import Thresholds
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
-from lstm_monitor.records import Snapshot
+from lstm_monitor.records import Alarm, Probe, Snapshot
 from lstm_monitor.report import Report
 from lstm_monitor.schedule import Schedule, as_schedule
 from lstm_monitor.sinks import FanOut, Sink
@@ -210,9 +212,12 @@ class LSTMMonitor:
             return None
         with self.guard.protect("A check"), self.clock.check(periodic=self.checks > 0):
             step, epoch = (self.steps if step is None else step), (self.epochs if epoch is None else epoch)
-            report = self._report(step, epoch, recordings, runs)
-            FanOut([*self.sinks, *extra_sinks]).write(report)
-            self.report, self.checked_at = report, self.progress
+            sinks = [*self.sinks, *extra_sinks]
+            keeps = any(getattr(sink, "wants_snapshots", False) for sink in sinks)
+            self._tell_new(report := self._report(step, epoch, recordings, runs, keeps))
+            self.report = replace(report, snapshots=()) if keeps else report
+            self.checked_at = self.progress
+            FanOut(sinks, self.guard).write(report)
         return None if self.guard.resting else self.report
 
     def held_out_study(self, check: AblationCheck) -> Study:
@@ -246,16 +251,17 @@ class LSTMMonitor:
             LOG.info("lstm_monitor: %s", trust_sentence(layer))
         last = self.report or Report((), self.steps, self.epochs)
         self.report = replace(last, study=study)
-        FanOut([*self.sinks, *extra_sinks]).write(replace(self.report, layers=()))
+        FanOut([*self.sinks, *extra_sinks], self.guard).write(replace(self.report, layers=(), alarms=()))
 
     def _known_model(self) -> nn.Module:
         if self.model is None:
             raise ValueError("model=None; give LSTMMonitor(model=...) or call set_model(model) before training")
         return self.model
 
-    def _report(
-        self, step: int, epoch: int, recordings: Mapping[nn.Module, Recording] | None, runs: Sequence[Run] | None
-    ) -> Report:
+    def snapshots(
+        self, recordings: Mapping[nn.Module, Recording] | None, runs: Sequence[Run] | None
+    ) -> tuple[tuple[Snapshot, ...], tuple[str, ...]]:
+        """The layers as they are now, and words on what looks recurrent and was skipped; see `check`."""
         model = self._known_model()
         found = find_layers(model, self.layers)
         data: dict[str, Any] = {"forward": self.forward, "lengths": self.lengths, "mask": self.mask}
@@ -264,23 +270,46 @@ class LSTMMonitor:
         if runs is None:
             runs = () if self.held_out is None else runs_of(model, found, self.held_out, **data)
         snaps = assess(snaps, model, found, runs, self.rank_by, select=self.output, max_steps=steps)
+        return snaps, tuple(map(str, found.skipped))
+
+    def _report(
+        self,
+        step: int,
+        epoch: int,
+        recordings: Mapping[nn.Module, Recording] | None,
+        runs: Sequence[Run] | None,
+        keeps_snapshots: bool,
+    ) -> Report:
+        snaps, skipped = self.snapshots(recordings, runs)
         self._recall(snaps)
         probes = {snap.key: memory.probe for snap in snaps if (memory := self._memories.get(str(snap.key)))}
         results = examine(snaps, probes, self.rank_by, self.thresholds, self.horizon)
-        layers = tuple(self._remember(report, probe, step) for report, probe in results)
+        found = [self._remember(report, probe, step) for report, probe in results]
+        layers, raised = tuple(report for report, _ in found), tuple(alarm for _, those in found for alarm in those)
         self.checks += 1
         if self.checks == 1 and all(report.point_source == "default" for report in layers):
             LOG.warning("lstm_monitor has no held-out data: stimuli are around zero, activity and gates are unknown")
-        return Report(layers, step, epoch, self.clock.cost(), self.checks, tuple(map(str, found.skipped)), versions())
+        kept = to_host(_at_their_points(snaps, results)) if keeps_snapshots else ()
+        cost = self.clock.cost()
+        return Report(layers, step, epoch, cost, self.checks, skipped, versions(), alarms=raised, snapshots=kept)
 
-    def _remember(self, report: LayerReport, probe: Any, step: int) -> LayerReport:
+    def _tell_new(self, report: Report) -> None:
+        """A line in the log for every alarm that did not hold at the check before."""
+        before = () if self.report is None else self.report.alarms
+        known = {(alarm.layer, alarm.name) for alarm in before}
+        for alarm in report.alarms:
+            if (alarm.layer, alarm.name) not in known:
+                LOG.warning("lstm_monitor at step %s: %s", report.step, alarm)
+
+    def _remember(self, report: LayerReport, probe: Probe, step: int) -> tuple[LayerReport, tuple[Alarm, ...]]:
         name = str(report.key)
         memory = self._memories.get(name)
         if memory is None or memory.first.name != report.ranking.name:
             full, self._memories[name] = first_memory(report, probe, step)
-        else:
-            full, self._memories[name] = next_memory(report, memory, step)
-        return full
+            return full, alarms(report, self._memories[name].first_seen)
+        full, self._memories[name] = next_memory(report, memory, step)
+        earlier = memory.previous_metrics if self.checked_at != self.progress else None
+        return full, alarms(report, memory.first_seen, earlier)
 
     def _recall(self, snaps: Sequence[Snapshot]) -> None:
         """Take up what a checkpoint remembered of these layers, and forget layers of another size."""
@@ -295,7 +324,7 @@ class LSTMMonitor:
     def close(self) -> None:
         """Close the sinks."""
         with self.guard.protect("Closing the sinks"):
-            FanOut(self.sinks).close()
+            FanOut(self.sinks, self.guard).close()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: what is remembered of each layer, counts, and cost."""
@@ -310,6 +339,11 @@ class LSTMMonitor:
         running, self.clock = self.clock.running, Clock(**state["clock"])
         if running:
             self.clock.start()
+
+
+def _at_their_points(snaps: Sequence[Snapshot], results: Sequence[tuple[LayerReport, Probe]]) -> tuple[Snapshot, ...]:
+    """The snapshots with the operating points that they were probed at."""
+    return tuple(replace(snap, point=probe.point) for snap, (_, probe) in zip(snaps, results, strict=True))
 
 
 def _check_budget(budget: float | None) -> float | None:

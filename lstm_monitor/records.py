@@ -160,6 +160,7 @@ class Snapshot(_OneLine):
     (None where none was found). ``hidden_mean (H,)``: mean hidden state on the held-out sequences, at which the
     cross-recurrence of the decoupled responses is frozen (zero without data). ``held_out_hidden (T, N, H)`` are the
     hidden states on ``held_out``. ``importance``: what the whole network says of each cell, where it was asked.
+    ``frozen``: none of its weights learns.
     """
 
     key: LayerKey
@@ -171,6 +172,7 @@ class Snapshot(_OneLine):
     outgoing: Tensor | None = None
     reader: str | None = None
     importance: Importance | None = None
+    frozen: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -313,6 +315,23 @@ class Drift:
     distance: float
     quantiles: tuple[float, float, float]
     earlier: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A sign that the training of a layer goes wrong: what was seen, and what to do.
+
+    ``layer``: its name, such as ``rnn.l0``; ``name``: the rule in `lstm_monitor.alarms`.
+    """
+
+    layer: str
+    name: str
+    words: str
+    advice: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.layer}: {self.words}; {self.advice}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,7 +17,7 @@ from lstm_monitor.errors import nearest, require
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.metrics.catalog import CATALOG, DRIFTING, MetricSpec
 from lstm_monitor.pages import page
-from lstm_monitor.records import Drift, Metric
+from lstm_monitor.records import Alarm, Drift, Metric, Snapshot
 from lstm_monitor.study.figures import study_pictures
 from lstm_monitor.study.records import LayerStudy
 from lstm_monitor.study.study import Study
@@ -49,7 +49,8 @@ class Report:
     ``step`` and ``epoch`` are those of the training (None in a notebook), ``cost`` the monitoring's share of the
     training time so far, ``checks`` how many were made, ``skipped`` what looks recurrent and is not supported.
     ``study`` is the ablation check at the end of the training. Sinks get it as a report of its own, at the step of the
-    last one and without layers.
+    last one and without layers. ``alarms`` are the signs that something goes wrong, ``snapshots`` the layers
+    themselves, where a sink keeps them.
     """
 
     layers: tuple[LayerReport, ...]
@@ -60,6 +61,8 @@ class Report:
     skipped: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     study: Study | None = None
+    alarms: tuple[Alarm, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
 
     @property
     def studied(self) -> tuple[LayerStudy, ...]:
@@ -78,9 +81,8 @@ class Report:
         pairs = {name: value for layer in self.layers for name, value in _layer_scalars(layer)}
         pairs |= {name: value for layer in self.studied for name, value in _study_scalars(layer)}
         if self.layers:
-            pairs |= {run_key("checks"): float(self.checks)} | (
-                {} if self.cost is None else {run_key("cost"): self.cost}
-            )
+            pairs |= {run_key("checks"): float(self.checks), run_key("alarms"): float(len(self.alarms))}
+            pairs |= {} if self.cost is None else {run_key("cost"): self.cost}
         return {name: value for name, value in pairs.items() if math.isfinite(value)}
 
     def histograms(self) -> dict[str, Values]:
@@ -127,7 +129,7 @@ class Report:
 
     def __repr__(self) -> str:
         """A few lines for people: layers, time scales, the most and least responsive cells, what is undefined."""
-        return "\n".join(summary_lines(self.layers, self.skipped))
+        return "\n".join([*summary_lines(self.layers, self.skipped), *(f"alarm: {alarm}" for alarm in self.alarms)])
 
     def _repr_html_(self) -> str:
         """The same for a notebook, with the picture where matplotlib is installed."""
@@ -242,6 +244,7 @@ _PICTURES = (
 _RUN = (
     ("cost", "scalar", "time of all checks so far over the training time without them"),
     ("checks", "scalar", "number of checks so far"),
+    ("alarms", "scalar", "number of alarms that hold: signs that the training goes wrong"),
     ("guide", "text", "how to read the pages, what was found, and what each metric means"),
     ("ablation", "text", "which ranking could be trusted, after the ablation check at the end"),
 )

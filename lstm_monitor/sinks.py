@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Protocol, runtime_checkable
 
+from lstm_monitor.guard import Guard
 from lstm_monitor.report import Report
 
 
@@ -48,9 +50,9 @@ class MemorySink:
 class FanOut:
     """Several sinks as one; one that fails does not keep the report from the others."""
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        """The sinks, in order."""
-        self.sinks = list(sinks)
+    def __init__(self, sinks: Sequence[Sink], guard: Guard | None = None) -> None:
+        """The sinks, in order; with a guard the errors of a sink become one warning, unless it raises errors."""
+        self.sinks, self.guard = list(sinks), guard
 
     def write(self, report: Report) -> None:
         """Hand the report to every sink; the first error is raised after all had it."""
@@ -60,11 +62,12 @@ class FanOut:
         """Close every sink; the first error is raised after all were closed."""
         self._each(lambda sink: sink.close())
 
-    def _each(self, act) -> None:  # type: ignore[no-untyped-def]  # Callable[[Sink], None]
+    def _each(self, act: Callable[[Sink], None]) -> None:
         errors: list[Exception] = []
         for sink in self.sinks:
             try:
-                act(sink)
+                with nullcontext() if self.guard is None else self.guard.forgive(sink):
+                    act(sink)
             except Exception as error:
                 errors.append(error)
         if errors:

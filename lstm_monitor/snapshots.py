@@ -102,6 +102,7 @@ def _snap(layer: Layer, recording: Recording | None, model: nn.Module) -> Snapsh
         held_out_hidden=hidden,
         outgoing=outgoing,
         reader=reader,
+        frozen=not any(parameter.requires_grad for parameter in layer.module.parameters()),
     )
 
 
