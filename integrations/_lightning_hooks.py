@@ -292,8 +292,9 @@ class LightningHooks:
         return self._recordings is None and self._wants_recordings(trainer)
 
     def _check(self, monitor: LSTMMonitor, trainer: Any, *, ended: bool = False) -> None:
-        stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
-        step = max(stepped - 1, 0) if ended else stepped  # loggers write the end of an epoch at its last batch
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if ended and step - 1 > (-1 if monitor.last_step is None else monitor.last_step):
+            step -= 1  # loggers write the end of an epoch at its last batch
         runs = self._call.runs if self._wants_recordings(trainer) else None
         monitor.check(step, recordings=self._recordings, extra_sinks=self._logger_sinks, runs=runs)
         self.report = monitor.report or self.report

@@ -33,7 +33,7 @@ from lstm_monitor.studies.check import AblationCheck, loop_check, study_of_loop
 from lstm_monitor.study.study import Study
 from lstm_monitor.study.trust import trust_sentence
 
-_COUNTS = ("steps", "epochs", "checks", "checked_at")
+_COUNTS = ("steps", "epochs", "checks", "checked_at", "last_step")
 
 
 class LSTMMonitor:
@@ -111,21 +111,32 @@ class LSTMMonitor:
         self._memories: dict[str, LayerMemory] = {}
         self._restored: Mapping[str, Any] = {}
         self.checked_at: tuple[int, int] | None = None
+        self.last_step: int | None = None
         self.clock = Clock()
 
     # Keras-style hooks
 
     def set_model(self, model: nn.Module) -> None:
-        """Take the model that trains."""
+        """Take the model that trains; after another one everything begins anew."""
+        if self.model is not None and self.model is not model and self.checks > 0:
+            self._begin_anew()
         self.model = model
+
+    def _begin_anew(self) -> None:
+        """Forget what was found and counted."""
+        self.report = self.checked_at = self.last_step = None
+        self.steps = self.epochs = self.checks = 0
+        self._memories, self._restored = {}, {}
+        self.clock = Clock()
 
     def set_params(self, params: Mapping[str, Any] | None) -> None:
         """Accepted for loops that call every Keras hook; nothing is needed from it."""
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Make the first check, before any step."""
+        """Make the first check, before any step; none where a resumed run made it for these weights."""
         self.clock.start()
-        self.check()
+        if self.checked_at != self.progress:
+            self.check()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Nothing to do."""
@@ -216,7 +227,7 @@ class LSTMMonitor:
             keeps = any(getattr(sink, "wants_snapshots", False) for sink in sinks)
             self._tell_new(report := self._report(step, epoch, recordings, runs, keeps))
             self.report = replace(report, snapshots=()) if keeps else report
-            self.checked_at = self.progress
+            self.checked_at, self.last_step = self.progress, step
             FanOut(sinks, self.guard).write(report)
         return None if self.guard.resting else self.report
 
