@@ -10,17 +10,22 @@ from lstm_monitor.sinks import Sink
 
 
 def sinks_of(trainer: Any, pictures_every: int | None) -> list[Sink]:
-    """A sink for each logger, on the process that logs: everything into TensorBoard, scalars into the others."""
+    """A sink for each logger, on the process that logs: everything into TensorBoard and W&B, scalars into others."""
     return [_sink_of(logger, pictures_every) for logger in trainer.loggers if trainer.is_global_zero]
 
 
 def _sink_of(logger: Any, pictures_every: int | None) -> Sink:
-    if "TensorBoardLogger" not in {base.__name__ for base in type(logger).__mro__}:
-        return LoggerSink(logger)
-    from lstm_monitor.integrations.tensorboard_sink import TensorBoardSink
+    names = {base.__name__ for base in type(logger).__mro__}
+    experiment = partial(getattr, logger, "experiment")  # a logger opens its writer or run when it is first used
+    if "TensorBoardLogger" in names:
+        from lstm_monitor.integrations.tensorboard_sink import TensorBoardSink
 
-    writer = partial(getattr, logger, "experiment")  # a logger opens its writer when it is first used
-    return TensorBoardSink(writer=writer, pictures_every=pictures_every)
+        return TensorBoardSink(writer=experiment, pictures_every=pictures_every)
+    if "WandbLogger" in names:
+        from lstm_monitor.integrations.wandb_sink import WandbSink
+
+        return WandbSink(experiment, pictures_every=pictures_every)
+    return LoggerSink(logger)
 
 
 class LoggerSink:
@@ -29,6 +34,11 @@ class LoggerSink:
     def __init__(self, logger: Any) -> None:
         """The user's logger; it is not closed here."""
         self.logger = logger
+
+    @property
+    def directory(self) -> str | None:
+        """The logger's folder, if it has one for each run."""
+        return getattr(self.logger, "log_dir", None)
 
     def write(self, report: Report) -> None:
         """Log the report's scalars at its step."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lstm_monitor import figures
 from lstm_monitor.distributions import Values
 from lstm_monitor.integrations._dashboard import dashboard, guide
+from lstm_monitor.integrations._histograms import counted
+from lstm_monitor.integrations._pictures import Pictures, drawn
 from lstm_monitor.integrations._require import require
 from lstm_monitor.report import PREFIX, Report, run_key
-from lstm_monitor.sinks import check_pictures_every
 from lstm_monitor.study.card import study_markdown
 from lstm_monitor.study.study import Study
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 BINS = 30
-PICTURE_SHARE = 0.01
 
 
 class TensorBoardSink:
@@ -52,24 +50,28 @@ class TensorBoardSink:
         require("tensorboard", "tensorboard")
         if (log_dir is None) == (writer is None):
             raise ValueError(f"log_dir={log_dir!r}, writer={writer!r}: give one of them, such as log_dir='runs/a'")
-        check_pictures_every(pictures_every)
         self.log_dir, self.given, self.scalars = log_dir, writer, scalars
         self.pictures_every = pictures_every
+        self._pictures = Pictures(pictures_every)
         self._writer: Any = None
-        self._reports = 0
-        self._undrawn: Report | None = None
+        self._is_introduced = False
         self._last: Report | None = None
-        self._drawing, self._began = 0.0, time.perf_counter()
+
+    @property
+    def directory(self) -> str | None:
+        """The folder of the run; a writer that is given as a function is opened to know it."""
+        if self.log_dir is not None:
+            return os.fspath(self.log_dir)
+        folder = getattr(self._reach(), "log_dir", None)
+        return None if folder is None else os.fspath(folder)
 
     def write(self, report: Report) -> None:
         """Write one report at its step; an ablation check in it also as a card of text and, always, its pictures."""
         writer = self._open(report)
         writer.file_writer.add_summary(_summary(report, self.scalars), report.step or 0)
         if report.layers:
-            self._undrawn = self._last = report
-            if self._picture_due():
-                self._draw()
-            self._reports += 1
+            self._last = report
+            self._pictures.offer(report, self._add_pictures)
         if report.study is not None:
             self._show(report.study, report)
         writer.flush()
@@ -77,19 +79,20 @@ class TensorBoardSink:
     def close(self) -> None:
         """Draw the last report if it was not drawn, and close our own writer; a given one is left open."""
         if self._writer is not None:
-            if self._undrawn is not None and self.pictures_every != 0:
-                self._draw()
-            if self._last is not None and self._reports > 1:
+            self._pictures.finish(self._add_pictures)
+            if self._last is not None and self._pictures.reports > 1:
                 self._explain(self._last)
             self._writer.flush()
             if self.log_dir is not None:
                 self._writer.close()
-        self._writer = self._undrawn = self._last = None
-        self._reports = 0
+        self._writer = self._last = None
+        self._is_introduced = False
+        self._pictures = Pictures(self.pictures_every)
 
     def __getstate__(self) -> dict[str, Any]:
         """The options: a copy opens a writer of its own."""
-        return vars(self) | {"_writer": None, "_undrawn": None, "_last": None, "_reports": 0}
+        fresh = {"_writer": None, "_is_introduced": False, "_last": None, "_pictures": Pictures(self.pictures_every)}
+        return vars(self) | fresh
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorBoardSink:
         """A sink with the same options; a given writer is shared."""
@@ -98,6 +101,13 @@ class TensorBoardSink:
         return copy
 
     def _open(self, report: Report) -> Any:
+        writer = self._reach()
+        if not self._is_introduced:
+            self._is_introduced = True
+            self._introduce(report)
+        return writer
+
+    def _reach(self) -> Any:
         if self._writer is None:
             if self.log_dir is not None:
                 from torch.utils.tensorboard import SummaryWriter
@@ -105,8 +115,6 @@ class TensorBoardSink:
                 self._writer = SummaryWriter(str(self.log_dir))
             else:
                 self._writer = self.given() if callable(self.given) else self.given
-            self._began, self._drawing = time.perf_counter(), 0.0
-            self._introduce(report)
         return self._writer
 
     def _introduce(self, report: Report) -> None:
@@ -125,28 +133,9 @@ class TensorBoardSink:
         if self.pictures_every != 0 and not report.layers:
             self._add_pictures(report)
 
-    def _picture_due(self) -> bool:
-        if self.pictures_every is not None:
-            return self.pictures_every > 0 and self._reports % self.pictures_every == 0
-        return self._drawing <= PICTURE_SHARE * (time.perf_counter() - self._began)
-
-    def _draw(self) -> None:
-        began = time.perf_counter()
-        report, self._undrawn = self._undrawn, None
-        if report is not None:
-            self._add_pictures(report)
-        self._drawing += time.perf_counter() - began
-
     def _add_pictures(self, report: Report) -> None:
-        if _has_matplotlib():
-            for name, figure in report.pictures().items():
-                self._writer.add_image(name, figures.as_pixels(figure), report.step or 0, dataformats="HWC")
-
-
-def _has_matplotlib() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
+        for name, pixels in drawn(report).items():
+            self._writer.add_image(name, pixels, report.step or 0, dataformats="HWC")
 
 
 def _summary(report: Report, with_scalars: bool) -> Any:
@@ -165,13 +154,11 @@ def _summary(report: Report, with_scalars: bool) -> Any:
 def _histogram(name: str, values: Values) -> Any:
     from torch.utils.tensorboard.summary import histogram_raw
 
-    low, high = float(values[0]), float(values[-1])
-    margin = 1e-9 + 1e-6 * max(abs(low), abs(high))
-    counts, edges = np.histogram(values, bins=BINS, range=(low - margin, high + margin))
+    counts, edges = counted(values, BINS)
     return histogram_raw(
         name,
-        min=low,
-        max=high,
+        min=float(values[0]),
+        max=float(values[-1]),
         num=len(values),
         sum=float(values.sum()),
         sum_squares=float(np.square(values).sum()),

@@ -245,8 +245,13 @@ _RUN = (
     ("cost", "scalar", "time of all checks so far over the training time without them"),
     ("checks", "scalar", "number of checks so far"),
     ("alarms", "scalar", "number of alarms that hold: signs that the training goes wrong"),
-    ("guide", "text", "how to read the pages, what was found, and what each metric means"),
+    ("guide", "text", "how to read the pages, what was found, and what each metric means; in TensorBoard only"),
     ("ablation", "text", "which ranking could be trusted, after the ablation check at the end"),
+    ("step", "axis", "the training's step, of which every metric is shown; in W&B only"),
+    ("cells", "table", "a row a cell at every check: rank, score and every metric; in W&B only"),
+    ("ablation_rankings", "table", "the rankings in the ablation check at the end, with rho and AUC; in W&B only"),
+    ("ablation_cells", "table", "a row a cell: its effects in the ablation check at the end; in W&B only"),
+    ("alarms_told", "text", "the alarms of the run so far, in its summary; each was told by an alert; in W&B only"),
 )
 
 
