@@ -19,16 +19,16 @@ from lstm_monitor.outputs import Select
 from lstm_monitor.reasons import Thresholds
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recorder, Recording
 from lstm_monitor.report import Report
-from lstm_monitor.sinks import FanOut, Sink, check_pictures_every
+from lstm_monitor.sinks import Sink, check_pictures_every
 from lstm_monitor.studies.check import AblationCheck, as_check
 
 
 class LightningHooks:
     """Watches the recurrent layers of a LightningModule while it trains, and logs to every logger of the Trainer.
 
-    Scalars go to all loggers, pictures and histograms to TensorBoard. Held-out inputs are those that the layers
-    receive in the Trainer's own validation, unless `held_out` is given. Every logged scalar can be monitored by
-    EarlyStopping and ModelCheckpoint under its key. The last report is in ``report``, with the ablation check that was
+    Scalars go to all loggers; pictures, histograms and tables to TensorBoard and W&B. Held-out inputs are those that
+    the layers receive in the Trainer's own validation, unless `held_out` is given. Every logged scalar can be monitored
+    by EarlyStopping and ModelCheckpoint under its key. The last report is in ``report``, with the ablation check that was
     made when the training ended as its ``study``.
 
     Args:
@@ -52,6 +52,8 @@ class LightningHooks:
             most 1% of the training time.
         budget: share of the training time that periodic checks may take; None checks whenever one is due.
         thresholds: the named numbers in the metrics' definitions.
+        history: a folder in which every check is kept, see `HistorySink`; by default one beside the first logger that
+            has a folder, if the extra ``history`` is installed. False keeps none.
         name: tells several such callbacks of one Trainer apart in checkpoints.
         on_error: "warn" turns an error of the monitor into one warning; "raise" raises it.
 
@@ -78,6 +80,7 @@ class LightningHooks:
         pictures_every: int | None = None,
         budget: float | None = None,
         thresholds: Thresholds | None = None,
+        history: bool | str | None = None,
         name: str = "lstm_monitor",
         on_error: OnError = "warn",
     ) -> None:
@@ -97,6 +100,7 @@ class LightningHooks:
             "held_out_steps": held_out_steps,
             "budget": budget,
             "thresholds": thresholds,
+            "history": history,
             "on_error": on_error,
         }
         check_pictures_every(pictures_every)
@@ -246,7 +250,7 @@ class LightningHooks:
     def _count_epochs(self, monitor: LSTMMonitor, trainer: Any) -> None:
         monitor.steps, monitor.epochs = trainer.global_step, trainer.current_epoch + 1
         every = trainer.check_val_every_n_epoch  # None where validation goes by batches
-        if self._recordings is None and every is not None and monitor.epochs % every == 0:
+        if self._waits(trainer) and every is not None and monitor.epochs % every == 0:
             self._recordings = {}  # validation was due and brought nothing
         if monitor.due(monitor.epochs_due, monitor.epochs - 1, monitor.epochs) and not self._waits(trainer):
             self._check(monitor, trainer, ended=True)
@@ -282,7 +286,7 @@ class LightningHooks:
             self._check(monitor, trainer)
 
     def _wants_recordings(self, trainer: Any) -> bool:
-        return self._options["held_out"] is None and bool(trainer.enable_validation)
+        return self._options["held_out"] is None and bool(trainer.enable_validation) and not _has_no_batch(trainer)
 
     def _waits(self, trainer: Any) -> bool:
         """Whether checks wait for validation's held-out data: the first one sets the operating point for all.
@@ -319,5 +323,9 @@ class LightningHooks:
         active, self._active, self._recorder, self._recordings = self._active, False, None, None
         self._call = FirstCall()
         if active and self.monitor is not None:
-            with self.monitor.guard.protect("Closing the sinks"):
-                FanOut([*self.sinks, *self._logger_sinks], self.monitor.guard).close()
+            self.monitor.close(self._logger_sinks)
+
+
+def _has_no_batch(trainer: Any) -> bool:
+    """Whether validation is known to be empty: a data module may give an empty list of loaders."""
+    return trainer.val_dataloaders is not None and sum(trainer.num_val_batches) == 0

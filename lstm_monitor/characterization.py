@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lstm_monitor.errors import unknown
 from lstm_monitor.heldout import Forward, runs_of
 from lstm_monitor.host import to_host
 from lstm_monitor.importance import assess
@@ -17,7 +19,7 @@ from lstm_monitor.layer_report import LayerReport, Trace
 from lstm_monitor.layers import find_layers
 from lstm_monitor.metrics.measuring import flagged, measure, measure_modes, not_measured
 from lstm_monitor.outputs import Select
-from lstm_monitor.ranking import check_ranking_name, rank
+from lstm_monitor.ranking import OF_THE_NETWORK, check_ranking_name, rank
 from lstm_monitor.reasons import Thresholds
 from lstm_monitor.records import LayerKey, Metric, Metrics, Mode, Probe, Response, Snapshot, Stimulus
 from lstm_monitor.report import Report
@@ -31,7 +33,7 @@ FLAGGED_SHARE = 0.05
 
 
 def characterize(  # noqa: PLR0913  # one argument for each thing that a user may choose
-    model: nn.Module,
+    model: nn.Module | Snapshot | Sequence[Snapshot],
     held_out: Any = None,
     *,
     layers: str | Sequence[str] = "*",
@@ -47,7 +49,8 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
     """Measure and rank every recurrent cell of a module, without any trainer and without changing the module.
 
     Args:
-        model: any torch module that holds nn.LSTM, nn.GRU, nn.RNN or torch's cells.
+        model: any torch module that holds nn.LSTM, nn.GRU, nn.RNN or torch's cells. Or snapshots of layers, such as
+            those that a history kept: they bring their held-out data, their ranking and their stimuli with them.
         held_out: a tensor, a packed sequence, a tuple, a dict, or a list of such batches, given to the model as
             ``model(x)``, ``model(*batch)`` or ``model(**batch)``. It sets the operating point, and the
             activity and gate metrics need it; without it stimuli are around zero.
@@ -70,7 +73,8 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
 
     Raises:
         TypeError: `model` is no torch module; held-out data that are no tensors.
-        ValueError: no recurrent layer, unknown names, weights or data that are not finite, data that does not fit.
+        ValueError: no recurrent layer, unknown names, weights or data that are not finite, data that does not fit;
+            data or a ranking that needs the network with snapshots.
 
     Example:
         >>> import lstm_monitor as lm, torch
@@ -82,13 +86,47 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
     check_ranking_name(rank_by)
     check_horizon(horizon)
     check_steps(held_out_steps)  # before anything is run
-    found = find_layers(model, layers)
     data: dict[str, Any] = {"forward": forward, "lengths": lengths, "mask": mask}
+    if isinstance(model, Snapshot | Sequence):
+        _check_no_data({"held_out": held_out, "output": output, **data})
+        asked = _asked_again(_snapshots(model), layers, rank_by, horizon)
+        results = examine(*asked, rank_by, thresholds or Thresholds(), horizon)
+        return Report(tuple(report for report, _ in results), versions=versions())
+    found = find_layers(model, layers)
     snaps = snapshot(model, held_out, layers=found, max_steps=held_out_steps, **data)
     runs = () if held_out is None else runs_of(model, found, held_out, **data)
     snaps = assess(snaps, model, found, runs, rank_by, select=output, max_steps=held_out_steps)
     results = examine(snaps, {}, rank_by, thresholds or Thresholds(), horizon)
     return Report(tuple(report for report, _ in results), skipped=tuple(map(str, found.skipped)), versions=versions())
+
+
+def _snapshots(given: Snapshot | Sequence[Snapshot]) -> tuple[Snapshot, ...]:
+    """The snapshots that were given in place of a model."""
+    several = (given,) if isinstance(given, Snapshot) else tuple(given)
+    if not several or not all(isinstance(item, Snapshot) for item in several):
+        raise TypeError(f"model={given!r:.80} is no torch module; give an nn.Module, or snapshots of layers")
+    return several
+
+
+def _check_no_data(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}= was given with snapshots, which hold their own held-out data; leave it out")
+
+
+def _asked_again(
+    snaps: Sequence[Snapshot], layers: str | Sequence[str], rank_by: str, horizon: int | None
+) -> tuple[tuple[Snapshot, ...], dict[LayerKey, Probe]]:
+    """The chosen snapshots, and the stimuli of the checks they are from, unless another horizon is asked for."""
+    globs = [layers] if isinstance(layers, str) else list(layers)
+    chosen = tuple(snap for snap in snaps if any(fnmatchcase(str(snap.key), glob) for glob in globs))
+    if not chosen:
+        raise unknown("layers", str(layers), (str(snap.key) for snap in snaps))
+    for snap in chosen:
+        name = None if snap.importance is None else snap.importance.name
+        if rank_by in OF_THE_NETWORK and rank_by not in ("auto", name):
+            raise ValueError(f"rank_by={rank_by!r} needs the whole network; the snapshot of {snap.key} has {name!r}")
+    return chosen, {snap.key: snap.probe for snap in chosen if snap.probe is not None and horizon is None}
 
 
 def examine(

@@ -52,7 +52,7 @@ class Guard:
                 tell(f"lstm_monitor rests from now on; the training goes on. {doing} failed: {_words(error)}")
 
     @contextmanager
-    def forgive(self, part: object) -> Iterator[None]:
+    def forgive(self, part: object, name: str | None = None) -> Iterator[None]:
         """Errors inside end in one warning for this part, which is tried again; the monitor goes on."""
         try:
             yield
@@ -61,8 +61,7 @@ class Guard:
                 raise
             if id(part) not in self._forgiven:
                 self._forgiven.add(id(part))
-                name = type(part).__name__
-                tell(f"{name} failed and is tried again at each check; the training goes on. {_words(error)}")
+                tell(f"{name or type(part).__name__} failed and is tried again at each check; the training goes on. {_words(error)}")
 
 
 def switched_off() -> bool:

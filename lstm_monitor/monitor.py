@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,8 @@ from lstm_monitor.characterization import check_horizon, check_steps, examine, v
 from lstm_monitor.clock import Clock
 from lstm_monitor.guard import LOG, Guard, OnError
 from lstm_monitor.heldout import Forward, Run, runs_of
+from lstm_monitor.history.beside import bring_along, check_history, history_beside
+from lstm_monitor.history.sink import HistorySink
 from lstm_monitor.host import to_host
 from lstm_monitor.importance import assess
 from lstm_monitor.layer_report import LayerReport
@@ -63,10 +66,12 @@ class LSTMMonitor:
         budget: share of the training time that periodic checks may take, such as 0.01; a check that is due while they
             have taken more is left out. None checks whenever one is due. The first and last check are always made.
         thresholds: the named numbers in the metrics' definitions.
+        history: a folder in which every check is kept, see `HistorySink`; by default one beside the first sink that
+            has a folder, if the extra ``history`` is installed. False keeps none.
         on_error: "warn" turns an error of the monitor into one warning; "raise" raises it.
 
     Raises:
-        TypeError: an `ablation` of another type.
+        TypeError: an `ablation` or `history` of another type.
         ValueError: an unknown name, an interval under 1, a budget that is no positive share, an ablation that has
             nothing to measure.
     """
@@ -90,6 +95,7 @@ class LSTMMonitor:
         held_out_steps: int = HELD_OUT_STEPS,
         budget: float | None = None,
         thresholds: Thresholds | None = None,
+        history: bool | str | os.PathLike[str] | None = None,
         on_error: OnError = "warn",
     ) -> None:
         """See the class."""
@@ -98,7 +104,9 @@ class LSTMMonitor:
         self.output, self.ablation = output, loop_check(ablation, held_out)
         self.layers, self.rank_by = layers, check_ranking_name(rank_by)
         self.horizon, self.held_out_steps = check_horizon(horizon), check_steps(held_out_steps)
-        self.sinks = list(sinks)
+        self.sinks, self.history = list(sinks), check_history(history)
+        self._kept: list[HistorySink] | None = None
+        self._kept_before: str | None = None
         if every_n_epochs is None and every_n_steps is None:
             every_n_epochs = 1
         self.epochs_due = as_schedule("every_n_epochs", every_n_epochs)
@@ -213,7 +221,8 @@ class LSTMMonitor:
         """Snapshot, respond, measure, rank, and hand the report to the sinks; None if the monitor rests.
 
         Args:
-            step: the training step to report, by default the number of `on_train_batch_end` calls.
+            step: the training step to report, by default the number of `on_train_batch_end` calls, or that of epochs
+                where no steps are counted.
             epoch: the number of epochs done, by default the number of `on_epoch_end` calls.
             recordings: what the layers received, where a trainer's own validation ran them already.
             extra_sinks: sinks besides the monitor's own.
@@ -222,8 +231,9 @@ class LSTMMonitor:
         if self.guard.idle:
             return None
         with self.guard.protect("A check"), self.clock.check(periodic=self.checks > 0):
-            step, epoch = (self.steps if step is None else step), (self.epochs if epoch is None else epoch)
-            sinks = [*self.sinks, *extra_sinks]
+            epoch = self.epochs if epoch is None else epoch
+            step = (self.steps or self.epochs) if step is None else step
+            sinks = self._all_sinks(extra_sinks)
             keeps = any(getattr(sink, "wants_snapshots", False) for sink in sinks)
             self._tell_new(report := self._report(step, epoch, recordings, runs, keeps))
             self.report = replace(report, snapshots=()) if keeps else report
@@ -262,7 +272,7 @@ class LSTMMonitor:
             LOG.info("lstm_monitor: %s", trust_sentence(layer))
         last = self.report or Report((), self.steps, self.epochs)
         self.report = replace(last, study=study)
-        FanOut([*self.sinks, *extra_sinks], self.guard).write(replace(self.report, layers=(), alarms=()))
+        FanOut(self._all_sinks(extra_sinks), self.guard).write(replace(self.report, layers=(), alarms=()))
 
     def _known_model(self) -> nn.Module:
         if self.model is None:
@@ -332,20 +342,34 @@ class LSTMMonitor:
                 del self._memories[name]
         self._restored = {}
 
-    def close(self) -> None:
+    def _all_sinks(self, extra: Sequence[Sink]) -> list[Sink]:
+        """The history first: what another sink loses is there."""
+        given = [*self.sinks, *extra]
+        if self._kept is None:
+            self._kept = []
+            with self.guard.forgive(self._kept, "The history"):
+                found = history_beside(given, self.history)
+                self._kept += [] if found is None else [found]
+                if found is not None and self._kept_before is not None:
+                    bring_along(self._kept_before, found.path)
+        return [*self._kept, *given]
+
+    def close(self, extra_sinks: Sequence[Sink] = ()) -> None:
         """Close the sinks."""
         with self.guard.protect("Closing the sinks"):
-            FanOut(self.sinks, self.guard).close()
+            FanOut([*(self._kept or ()), *self.sinks, *extra_sinks], self.guard).close()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: what is remembered of each layer, counts, and cost."""
         memories = {name: to_plain(memory) for name, memory in self._memories.items()}
         counts = {name: getattr(self, name) for name in _COUNTS}
-        return {"layers": memories or dict(self._restored), **counts, "clock": self.clock.plain()}
+        kept = self._kept_before if not self._kept else self._kept[0].path
+        return {"layers": memories or dict(self._restored), **counts, "clock": self.clock.plain(), "history": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: same stimuli, first and previous ranking, counts and cost."""
         self._restored, self._memories = dict(state["layers"]), {}
+        self._kept_before = state.get("history")
         vars(self).update({name: state[name] for name in _COUNTS})
         running, self.clock = self.clock.running, Clock(**state["clock"])
         if running:
@@ -353,8 +377,8 @@ class LSTMMonitor:
 
 
 def _at_their_points(snaps: Sequence[Snapshot], results: Sequence[tuple[LayerReport, Probe]]) -> tuple[Snapshot, ...]:
-    """The snapshots with the operating points that they were probed at."""
-    return tuple(replace(snap, point=probe.point) for snap, (_, probe) in zip(snaps, results, strict=True))
+    """The snapshots with the operating points and stimuli that they were probed with."""
+    return tuple(replace(snap, point=probe.point, probe=probe) for snap, (_, probe) in zip(snaps, results, strict=True))
 
 
 def _check_budget(budget: float | None) -> float | None:

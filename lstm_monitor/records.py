@@ -6,20 +6,23 @@ frequency in cycles per step, phase in radians with a lag positive.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lstm_monitor.errors import nearest
 from lstm_monitor.reasons import Reason
 
-Kind = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
+Kind = Literal["lstm", "gru", "rnn_tanh", "rnn_relu", "custom"]
 Mode = Literal["coupled", "alone"]
 AblationMode = Literal["zero", "mean"]
 Better = Literal["lower", "higher"]
+
+Step = Callable[[Any, Tensor, Any], tuple[Tensor, Any]]
+"""``step(cell, inputs (N, I), state)`` returns ``(hidden (N, H), new_state)``."""
 
 GATES: Mapping[str, tuple[str, ...]] = {
     "lstm": ("input", "forget", "candidate", "output"),
@@ -68,6 +71,8 @@ def _short(value: Any) -> str:
         return f"<{type(value).__name__}>"
     if isinstance(value, tuple | Mapping):
         return f"<{len(value)}>" if value else ""
+    if isinstance(value, nn.Module) or callable(value):
+        return f"<{getattr(value, '__name__', type(value).__name__)}>"
     return "" if value is None else repr(value)
 
 
@@ -109,6 +114,62 @@ class LayerWeights(_OneLine):
     def input_size(self) -> int:
         """I, the number of features that the layer reads."""
         return self.weight_ih.shape[1]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device that the layer computes in."""
+        return self.weight_ih
+
+    def from_mean(self, mean: Tensor) -> LayerWeights:
+        """The same layer for inputs counted from ``mean (I,)``: the constant goes into the bias."""
+        return replace(self, bias_ih=self.bias_ih + self.weight_ih @ mean.to(self.weight_ih))
+
+    def along(self, directions: Tensor) -> LayerWeights:
+        """The same layer for inputs in the coordinates of ``directions (I, D)``."""
+        return replace(self, weight_ih=self.weight_ih @ directions.to(self.weight_ih))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CellWeights(_OneLine):
+    """A detached copy of a registered cell, which runs by its ``step``; it stands in the place of weights.
+
+    Its inputs are ``offset (I,) + basis (I, D) @ x``, or ``offset + x`` without a basis. ``start``: the parts of the
+    state of one sequence before its first step, each ``(1, ...)``; `step` takes the one part itself where it is `bare`.
+    ``held``: such parts again, in which all other cells stand still while one runs `alone`.
+    """
+
+    cell: nn.Module
+    step: Step
+    hidden_size: int
+    offset: Tensor
+    start: tuple[Tensor, ...]
+    held: tuple[Tensor, ...]
+    bare: bool = True
+    basis: Tensor | None = None
+    alone: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """It is of no kind of torch's."""
+        return "custom"
+
+    @property
+    def input_size(self) -> int:
+        """I, the number of features that the cell reads."""
+        return len(self.offset)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device that the cell computes in."""
+        return self.offset
+
+    def from_mean(self, mean: Tensor) -> CellWeights:
+        """The same cell for inputs counted from ``mean (I,)``."""
+        return replace(self, offset=self.offset + mean.to(self.offset))
+
+    def along(self, directions: Tensor) -> CellWeights:
+        """The same cell for inputs in the coordinates of ``directions (I, D)``."""
+        return replace(self, basis=directions.to(self.offset))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -160,11 +221,11 @@ class Snapshot(_OneLine):
     (None where none was found). ``hidden_mean (H,)``: mean hidden state on the held-out sequences, at which the
     cross-recurrence of the decoupled responses is frozen (zero without data). ``held_out_hidden (T, N, H)`` are the
     hidden states on ``held_out``. ``importance``: what the whole network says of each cell, where it was asked.
-    ``frozen``: none of its weights learns.
+    ``frozen``: none of its weights learns. ``probe``: the stimuli of the check that it was kept by.
     """
 
     key: LayerKey
-    weights: LayerWeights
+    weights: LayerWeights | CellWeights
     point: OperatingPoint
     hidden_mean: Tensor
     held_out: Sequences | None = None
@@ -173,6 +234,7 @@ class Snapshot(_OneLine):
     reader: str | None = None
     importance: Importance | None = None
     frozen: bool = False
+    probe: Probe | None = None
 
     @property
     def kind(self) -> Kind:
