@@ -10,7 +10,7 @@ from lstm_monitor.guard import tell
 from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.report import PREFIX, Report, documented_keys
 
-FAR, STEP = 1e30, 1e-5
+FAR, STEP = 1e30, 1e-3
 
 
 class Values:
