@@ -19,7 +19,7 @@ from lstm_monitor.heldout import Run
 from lstm_monitor.integrations._lightning_batches import Batch, first_batches, has_validation
 from lstm_monitor.integrations._lightning_logged import RETURNED, Logs, sizes_by_batch
 from lstm_monitor.integrations._lightning_steps import Steps, as_validating
-from lstm_monitor.layers import find_layers
+from lstm_monitor.layers import removable_layers
 from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.records import Better
 from lstm_monitor.standins import standing_in
@@ -61,7 +61,7 @@ def lightning_study(trainer: Any, check: AblationCheck, monitor: LSTMMonitor) ->
         if trainer.is_global_zero:
             LOG.warning("lstm_monitor makes no ablation check: %s", reason)
         return None
-    found = find_layers(module, check.layers_or(monitor.layers))
+    found = removable_layers(module, check.layers_or(monitor.layers))
     with undisturbed(module), as_validating(trainer), _bar(trainer) as progress:
         scored = _scored(trainer, module, check)
         options = options_of(check, monitor.rank_by, scored.name, scored.better)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 
+from lstm_monitor.changes import changed, uncompiled
 from lstm_monitor.layers import Layers
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recorder, Recording
 
@@ -35,7 +36,7 @@ def record_held_out(
     recorder = Recorder(dict.fromkeys(layer.module for layer in layers), max_steps)
     for run in runs_of(model, layers, held_out, forward=forward, lengths=lengths, mask=mask):
         if not recorder.full():
-            with recorder.batch(run.mask):
+            with recorder.batch(run.mask), changed([uncompiled()]):  # compiled code would compile our hooks into it
                 run.call()
     recordings = recorder.recordings()
     if not recordings:
@@ -216,7 +217,7 @@ def call_model(model: nn.Module, batch: Any, forward: Forward | None = None) -> 
 
 def _cannot_run(layers: Layers, batch: Any, error: Exception) -> str:
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(batch))
-    widths = ", ".join(f"{layer.key} reads {layer.weights().input_size}" for layer in layers)
+    widths = ", ".join(f"{layer.key} reads {layer.input_size or '?'}" for layer in layers)
     return (
         f"held_out: the model could not be run on a batch of {type(batch).__name__} with shapes {shapes}: "
         f"{type(error).__name__}: {error}. Features: {widths}. A tensor is given as model(x), a tuple as "

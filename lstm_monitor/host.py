@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 R = TypeVar("R")
 
@@ -54,4 +55,6 @@ def _rebuild(value: Any, moved: Mapping[int, Tensor]) -> Any:
         return type(value)(_rebuild(item, moved) for item in value)
     if isinstance(value, Mapping):
         return {name: _rebuild(item, moved) for name, item in value.items()}
+    if isinstance(value, nn.Module) and any(p.device.type != "cpu" for p in value.parameters()):
+        return copy.deepcopy(value).cpu()  # the copy of a registered cell
     return value

@@ -11,7 +11,7 @@ from lstm_monitor.effects.removal import removal_order
 from lstm_monitor.effects.rig import Rig
 from lstm_monitor.effects.singles import singles
 from lstm_monitor.heldout import Run, runs_of
-from lstm_monitor.layers import Layers
+from lstm_monitor.layers import OWN_CODE, CustomLayer, Layers
 from lstm_monitor.outputs import Select
 from lstm_monitor.ranking import GREEDY, MEASURED, OF_THE_NETWORK, RANDOM_SENSITIVITY, SENSITIVITY, UNCENTRED
 from lstm_monitor.recordings import HELD_OUT_STEPS
@@ -50,8 +50,12 @@ def assess(
     """
     if by not in OF_THE_NETWORK:
         return tuple(snaps)
+    asked = Layers(tuple(layer for layer in layers if not isinstance(layer, CustomLayer)))
+    found = dict(_nothing(snaps, OWN_CODE))
     with undisturbed(model):
-        found = _found(snaps, model, layers, runs, by, select, max_steps)
+        if asked:
+            keys = {layer.key for layer in asked}
+            found |= _found([snap for snap in snaps if snap.key in keys], model, asked, runs, by, select, max_steps)
     return tuple(replace(snap, importance=found[snap.key]) for snap in snaps)
 
 

@@ -5,35 +5,41 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
+from lstm_monitor.computed import RAW, computed, holder_of, is_parameter, unknown
+from lstm_monitor.custom.mapping import Place, mapped_weights
+from lstm_monitor.custom.registry import Registration, registration_of
 from lstm_monitor.errors import nearest
+from lstm_monitor.inner import inner_now
+from lstm_monitor.kinds import base_of, kind_of, reaches_torch, weight_names
 from lstm_monitor.records import Kind, LayerKey, LayerWeights, Skipped
 
-SUPPORTED: dict[type[nn.Module], str] = {
-    nn.LSTM: "lstm",
-    nn.GRU: "gru",
-    nn.RNN: "rnn",
-    nn.LSTMCell: "lstm",
-    nn.GRUCell: "gru",
-    nn.RNNCell: "rnn",
-}
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module"}
 _DATA_PARALLEL = {"DataParallel", "DistributedDataParallel", "AveragedModel"}
+_GRAD_SAMPLE = {"GradSampleModule", "GradSampleModuleFastGradientClipping"}  # of opacus
+OWN_CODE = "its class is registered by register_cell, and only inside torch's own modules can cells be removed"
+_REGISTER = "Register its class with lstm_monitor.register_cell(...)"
 _RECURRENT_NAME = re.compile(r"lstm|gru|rnn|recurrent", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One direction of one layer of a live module; nothing is copied yet."""
+    """One direction of one layer of a live module; nothing is copied yet.
+
+    Weights that are computed (weight norm, weight drop) are read as an evaluation would use them now; `running`: as the
+    call that is running does. ``holder`` is the module that keeps their raw values, if any does.
+    """
 
     key: LayerKey
     kind: Kind
     module: nn.Module
+    holder: nn.Module | None = None
+    running: bool = False
 
     @property
     def is_cell(self) -> bool:
@@ -47,8 +53,18 @@ class Layer:
 
     def parameter(self, name: str) -> Tensor | None:
         """The live tensor ``weight_ih``, ``weight_hh``, ``bias_ih``, ``bias_hh`` or ``weight_hr``; None if absent."""
-        value = getattr(self.module, name + self.suffix, None)
+        full = name + self.suffix
+        if not self.running and not is_parameter(self.module, full):
+            value = computed(self.module, full, self.holder)
+            if value is not None:
+                return value
+        value = getattr(self.module, full, None)
         return value if isinstance(value, Tensor) else None
+
+    @property
+    def input_size(self) -> int | None:
+        """I, the number of features that it reads; None where that is not known."""
+        return self.weights().input_size
 
     def weights(self) -> LayerWeights:
         """The live weights as a record (not detached, the projection not folded)."""
@@ -68,6 +84,44 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
+class CustomLayer(Layer):
+    """One direction of one layer of a module of a registered class, see `lstm_monitor.register_cell`."""
+
+    registration: Registration = field(kw_only=True)
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is run by the registered step; else it has weights in torch's layout."""
+        return self.registration.step is not None
+
+    @property
+    def place(self) -> Place:
+        """Its index and direction."""
+        return self.key.index, self.key.reverse
+
+    @property
+    def input_size(self) -> int | None:
+        """I, the number of features that it reads; None where that is not known."""
+        if not self.is_step:
+            return self.weights().input_size
+        said = self.registration.input_size, getattr(self.module, "input_size", None)
+        return next((size for size in said if isinstance(size, int)), None)
+
+    def parameter(self, name: str) -> Tensor | None:
+        """A tensor of its weights; None where it has none."""
+        value = None if self.is_step else getattr(self.weights(), name)
+        return value if isinstance(value, Tensor) else None
+
+    def weights(self) -> LayerWeights:
+        """What the registered ``weights=`` returns for it; TypeError where it is run by a step."""
+        if self.is_step:
+            raise TypeError(
+                f"{self.key} is run by the step= that is registered for its class; it has no weights of torch's"
+            )
+        return mapped_weights(self.registration, self.module)[self.place]
+
+
+@dataclass(frozen=True, eq=False)
 class Layers(Sequence[Layer]):
     """The layers found, in the order of the module, and what was skipped and why."""
 
@@ -84,7 +138,7 @@ class Layers(Sequence[Layer]):
 
     def __repr__(self) -> str:
         """What was found and what was not, a line each."""
-        lines = [f"{layer.key}: {layer.kind}, {layer.weights().input_size} features" for layer in self.found]
+        lines = [f"{layer.key}: {layer.kind}, {layer.input_size or '?'} features" for layer in self.found]
         return "\n".join([*lines, *(f"not supported: {skipped}" for skipped in self.skipped)])
 
 
@@ -93,7 +147,9 @@ def find_layers(model: nn.Module, select: str | Sequence[str] = "*") -> Layers:
 
     Args:
         model: any module. Found are nn.LSTM, nn.GRU, nn.RNN, LSTMCell, GRUCell, RNNCell and subclasses that inherit
-            ``forward``; shared modules once. ``_orig_mod.`` and data-parallel ``module.`` are stripped from names.
+            ``forward`` or call ``super().forward``, with weights that are parameters or computed from some (torch's
+            parametrizations and pruning, weight norm, weight drop); shared modules once; and modules of the classes
+            given to `register_cell`. ``_orig_mod.`` and data-parallel ``module.`` are stripped from names.
         select: glob or globs over layer names such as ``rnn.l0`` or ``encoder.*``.
 
     Returns:
@@ -113,49 +169,85 @@ def find_layers(model: nn.Module, select: str | Sequence[str] = "*") -> Layers:
     found: list[Layer] = []
     skipped: list[Skipped] = []
     for path, module in _named_modules(model):
-        reason = _unsupported(module)
-        if reason is not None:
+        registration = registration_of(module)
+        reason = None if registration else _unsupported(module, model)
+        if registration is not None:
+            found.extend(custom_layers(path, module, registration))
+        elif reason is not None:
             skipped.append(Skipped(path, type(module).__name__, reason))
-        elif _base(module) is not None:
-            found.extend(_layers_of(path, module))
+        elif base_of(module) is not None:
+            found.extend(_layers_of(path, module, model))
     if not found:
         raise ValueError(_nothing_found(model, skipped))
     return Layers(_select(found, select), tuple(skipped))
 
 
+def removable_layers(model: nn.Module, select: str | Sequence[str] = "*") -> Layers:
+    """As `find_layers`, without those of registered classes: what is inside them cannot be changed from outside.
+
+    Raises:
+        TypeError: as `find_layers`.
+        ValueError: as `find_layers`; or only layers of registered classes were found.
+    """
+    found = find_layers(model, select)
+    kept = tuple(layer for layer in found if not isinstance(layer, CustomLayer))
+    if not kept:
+        names = ", ".join(str(layer.key) for layer in found)
+        raise ValueError(f"{names}: {OWN_CODE}. Its cells can only be set to zero in its own code, after each step")
+    return Layers(kept, found.skipped)
+
+
+def custom_layers(path: str, module: nn.Module, registration: Registration) -> list[CustomLayer]:
+    """Every direction of every layer of a module of a registered class; one layer, where it is run by a step."""
+    if registration.step is not None:
+        return [CustomLayer(LayerKey(path, None), "custom", module, registration=registration)]
+    return [
+        CustomLayer(LayerKey(path, *place), weights.kind, module, registration=registration)
+        for place, weights in mapped_weights(registration, module).items()
+    ]
+
+
 def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module by its path; not what is inside modules of registered classes."""
     modules = dict(model.named_modules())
+    inside = {id(part) for module in modules.values() if registration_of(module) for part in _parts(module)}
     for path, module in modules.items():
-        yield strip_wrappers(path, modules), module
+        if id(module) not in inside:
+            yield strip_wrappers(path, modules), module
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """The modules inside a module."""
+    return list(module.modules())[1:]
 
 
 def strip_wrappers(path: str, modules: dict[str, nn.Module]) -> str:
-    """The path of a module without the parts that torch.compile, FSDP and data parallelism put into it."""
+    """The path of a module without the parts that torch.compile, FSDP, data parallelism and opacus put into it."""
     parts = path.split(".") if path else []
     kept = []
     for depth, part in enumerate(parts):
         parent = type(modules[".".join(parts[:depth])]).__name__
-        if part not in _WRAPPERS and not (part == "module" and parent in _DATA_PARALLEL):
+        inside = (part == "module" and parent in _DATA_PARALLEL) or (part == "_module" and parent in _GRAD_SAMPLE)
+        if part not in _WRAPPERS and not inside:
             kept.append(part)
     return ".".join(kept)
 
 
-def _base(module: nn.Module) -> type[nn.Module] | None:
-    return next((base for base in SUPPORTED if isinstance(module, base)), None)
-
-
-def _unsupported(module: nn.Module) -> str | None:
+def _unsupported(module: nn.Module, model: nn.Module) -> str | None:
     """Why a module that looks recurrent is not supported; None if it is, or does not look recurrent."""
-    base = _base(module)
-    if base is None:
+    if base_of(module) is None:
         return _unsupported_stranger(module)
-    if type(module).forward is not base.forward or "forward" in vars(module):
-        return "its forward is overridden, so its cells may compute something else"
-    names = [name for name in _weight_names(module) if not isinstance(module._parameters.get(name), nn.Parameter)]
-    if names:
-        return f"{', '.join(names)} is no parameter (weight norm, parametrization or weight drop)"
+    if "forward" in vars(inner_now(module)) or not reaches_torch(module):
+        return (
+            "its forward is overridden and does not call super().forward, so its cells may compute something else. "
+            f"{_REGISTER}"
+        )
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
         return "its parameters are not initialized yet (lazy module)"
+    names = weight_names(module)
+    lost = list(unknown(module, names, holder_of(model, module, names)))
+    if lost:
+        return f"{', '.join(lost)} is no parameter, and it is unknown from which parameters it is computed"
     return None
 
 
@@ -167,40 +259,29 @@ def _unsupported_stranger(module: nn.Module) -> str | None:
     if "quantized" in kind.__module__ and _RECURRENT_NAME.search(kind.__name__):
         return "quantized; characterize the float module before it is quantized"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return "a custom subclass of torch's recurrent base class, not of LSTM, GRU or RNN"
-    if any(name.startswith("weight_hh") for name in (*module._parameters, *module._buffers)):
-        return "a custom cell with weights of its own; it is no nn.LSTM, nn.GRU or nn.RNN"
-    if _RECURRENT_NAME.search(kind.__name__) and not any(map(_looks_recurrent, list(module.modules())[1:])):
-        return "a custom cell; it is no nn.LSTM, nn.GRU or nn.RNN and holds none"
+        return f"a custom subclass of torch's recurrent base class, not of LSTM, GRU or RNN. {_REGISTER}"
+    own = {*module._parameters, *module._buffers}
+    if any(name.startswith("weight_hh") and not name.endswith(RAW) for name in own):
+        return f"a custom cell with weights of its own; it is no nn.LSTM, nn.GRU or nn.RNN. {_REGISTER}"
+    named = _RECURRENT_NAME.search(kind.__name__) and next(module.parameters(), None) is not None  # no "RNNDropout"
+    if named and not any(map(_looks_recurrent, list(module.modules())[1:])):
+        return f"a custom cell; it is no nn.LSTM, nn.GRU or nn.RNN and holds none. {_REGISTER}"
     return None
 
 
 def _looks_recurrent(module: nn.Module) -> bool:
-    return _base(module) is not None or bool(_RECURRENT_NAME.search(type(module).__name__))
+    return base_of(module) is not None or bool(_RECURRENT_NAME.search(type(module).__name__))
 
 
-def _weight_names(module: nn.Module) -> list[str]:
-    if isinstance(module, nn.RNNBase):
-        return [name for names in module._all_weights for name in names]
-    return ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if getattr(module, "bias", True) is not False else [])
-
-
-def _layers_of(path: str, module: nn.Module) -> Iterator[Layer]:
-    kind = _kind(module)
+def _layers_of(path: str, module: nn.Module, model: nn.Module) -> Iterator[Layer]:
+    kind, names = kind_of(module), weight_names(module)
+    holder = None if all(is_parameter(module, name) for name in names) else holder_of(model, module, names)
     if not isinstance(module, nn.RNNBase):
-        yield Layer(LayerKey(path, None), kind, module)
+        yield Layer(LayerKey(path, None), kind, module, holder)
         return
     for index in range(module.num_layers):
         for reverse in (False, True)[: 1 + module.bidirectional]:
-            yield Layer(LayerKey(path, index, reverse), kind, module)
-
-
-def _kind(module: nn.Module) -> Kind:
-    kinds: dict[str, Kind] = {"lstm": "lstm", "gru": "gru", "tanh": "rnn_tanh", "relu": "rnn_relu"}
-    base = _base(module)
-    assert base is not None
-    name = SUPPORTED[base]
-    return kinds[str(getattr(module, "nonlinearity", "tanh")) if name == "rnn" else name]
+            yield Layer(LayerKey(path, index, reverse), kind, module, holder)
 
 
 def _select(found: list[Layer], select: str | Sequence[str]) -> tuple[Layer, ...]:
@@ -221,5 +302,8 @@ def _nothing_found(model: nn.Module, skipped: list[Skipped]) -> str:
         f"model={type(model).__name__} has no recurrent layer that can be characterized. It contains: {inventory}."
     ]
     lines += [f"Looks recurrent, but is not supported: {item}." for item in skipped]
-    lines.append("Give a module that holds an nn.LSTM, nn.GRU, nn.RNN or one of torch's cells.")
+    lines.append(
+        "Give a module that holds an nn.LSTM, nn.GRU, nn.RNN or one of torch's cells; or register the class of a cell "
+        "of another kind with lstm_monitor.register_cell(...)."
+    )
     return "\n".join(lines)

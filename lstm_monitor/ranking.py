@@ -10,7 +10,7 @@ from torch import Tensor
 from lstm_monitor.errors import unknown
 from lstm_monitor.metrics import activity
 from lstm_monitor.metrics.catalog import CATALOG
-from lstm_monitor.records import Agreement, LayerKey, Metrics, Ranking, Snapshot
+from lstm_monitor.records import Agreement, CellWeights, LayerKey, Metrics, Ranking, Snapshot
 from lstm_monitor.responses import respond
 from lstm_monitor.stimuli import random_bank
 
@@ -92,16 +92,24 @@ def _std_outgoing(snapshot: Snapshot, metrics: Metrics) -> Ranking:
         std = activity.std(response.hidden, response.mask)
         name, source = RANDOM_STD_OUTGOING, "std on random sequences"
     readers = "its own recurrence" if snapshot.reader is None else f"{snapshot.reader} and its own recurrence"
+    if isinstance(snapshot.weights, CellWeights):
+        if snapshot.outgoing is None:
+            return ranked(snapshot.key, "activity/std", f"{source} (no module was found that reads it)", std)
+        readers = str(snapshot.reader)
     words = f"{source} x outgoing weights (into {readers})"
     return ranked(snapshot.key, name, words, std * outgoing_weights(snapshot))
 
 
 def outgoing_weights(snapshot: Snapshot) -> Tensor:
-    """``out / mean(out) + rec / mean(rec)`` ``(H,)``: norms of outgoing columns in the reader and in ``W_hh``."""
-    parts = [snapshot.weights.weight_hh.norm(dim=0)]
+    """``out / mean(out) + rec / mean(rec)`` ``(H,)``: norms of outgoing columns in the reader and in ``W_hh``.
+
+    The first alone for a registered cell, of which no ``W_hh`` is known.
+    """
+    weights = snapshot.weights
+    parts = [] if isinstance(weights, CellWeights) else [weights.weight_hh.norm(dim=0)]
     if snapshot.outgoing is not None:
         parts.append(snapshot.outgoing)
-    total = torch.zeros_like(parts[0])
+    total = torch.zeros_like(snapshot.hidden_mean)
     for part in parts:
         total = total + part / part.mean().clamp(min=torch.finfo(part.dtype).tiny)
     return total

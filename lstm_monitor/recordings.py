@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
+
+from lstm_monitor.custom.calls import received
+from lstm_monitor.custom.registry import Registration, registration_of
+from lstm_monitor.inner import InnerHandle, inner_of
 
 MAX_STEPS = 1024
 LEAST_SEQUENCES = 4
@@ -22,7 +27,7 @@ class Recording:
     """What one module received: ``inputs (N, T, I)``, ``mask (N, T)``, ``lengths (N,)`` if any differ or were packed.
 
     ``h0`` and ``c0`` are as the module takes them, ``(layers * directions, N, size)``, zero where none was given;
-    None where none ever was.
+    None where none ever was. ``outputs (n, T, W)``: what a registered module put out for the first sequences.
     """
 
     inputs: Tensor
@@ -30,6 +35,7 @@ class Recording:
     lengths: Tensor | None
     h0: Tensor | None
     c0: Tensor | None
+    outputs: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -47,6 +53,7 @@ class _Run:
     count: int
     called: tuple[int, int]
     mask: Tensor | None = None
+    outputs: list[Tensor] = field(default_factory=list)
 
     @property
     def inputs(self) -> Tensor:
@@ -67,6 +74,7 @@ class Recorder:
         self.max_steps = max_steps
         self._runs: dict[nn.Module, list[_Run]] = {module: [] for module in self.modules}
         self._new: dict[nn.Module, list[_Run]] = {}
+        self._error: Exception | None = None
 
     @contextmanager
     def batch(self, mask: Tensor | None = None) -> Iterator[None]:
@@ -81,7 +89,18 @@ class Recorder:
         """Start recording one forward pass."""
         self._new = {module: [] for module in self.modules}
         wanting = [module for module in self.modules if self._room(module) > 0]
-        return [module.register_forward_hook(self._hook, with_kwargs=True) for module in wanting]
+        return [self._listen(module) for module in wanting]
+
+    def _listen(self, module: nn.Module) -> RemovableHandle:
+        """A hook on the call of torch's own forward, which may lie inside the module's."""
+
+        def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            self._hook(module, args, kwargs, output)
+
+        registration = registration_of(module)
+        if registration is not None:
+            return module.register_forward_hook(partial(self._hear_custom, registration), with_kwargs=True)
+        return InnerHandle(module, inner_of(module).register_forward_hook(hear, with_kwargs=True))
 
     def detach(self, handles: list[RemovableHandle], mask: Tensor | None = None) -> None:
         """End the forward pass: hooks off, what was received kept."""
@@ -96,7 +115,14 @@ class Recorder:
         return all(self._room(module) <= 0 for module in self.modules)
 
     def recordings(self) -> dict[nn.Module, Recording]:
-        """What each module received; modules that received nothing are left out."""
+        """What each module received; modules that received nothing are left out.
+
+        Raises:
+            TypeError: a registered module received what cannot be read.
+            ValueError: what was registered for it failed.
+        """
+        if self._error is not None:
+            raise self._error
         return {module: _join(runs) for module, runs in self._runs.items() if runs}
 
     def _room(self, module: nn.Module) -> int:
@@ -106,13 +132,25 @@ class Recorder:
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         values = (*args, *(kwargs[name] for name in ("input", "hx") if name in kwargs))
         with torch.inference_mode(False), torch.no_grad():
-            run = _as_run(module, values[0], values[1] if len(values) > 1 else None, output)
-            runs = self._new[module]
-            if runs and _continues(runs[-1], run):
-                _append(runs[-1], run, self.max_steps)
-            elif (room := self._room(module)) > 0:
-                run.count = min(run.count, max(room // run.steps, LEAST_SEQUENCES))
-                runs.append(run)
+            self._add(module, _as_run(module, values[0], values[1] if len(values) > 1 else None, output))
+
+    def _hear_custom(
+        self, registration: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """A user's function that fails is told of by `recordings`, not in the middle of the forward pass."""
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                self._add(module, _as_custom_run(registration, module, args, kwargs, output))
+            except Exception as error:
+                self._error = self._error or error
+
+    def _add(self, module: nn.Module, run: _Run) -> None:
+        runs = self._new[module]
+        if runs and _continues(runs[-1], run):
+            _append(runs[-1], run, self.max_steps)
+        elif (room := self._room(module)) > 0:
+            run.count = min(run.count, max(room // run.steps, LEAST_SEQUENCES))
+            runs.append(run)
 
 
 def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output: Any) -> _Run:
@@ -131,6 +169,18 @@ def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output:
     return _Run([kept], kept.shape[1], lengths, state, final, inputs.shape[0], called)
 
 
+def _as_custom_run(
+    registration: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> _Run:
+    call = received(registration, module, args, kwargs, output)
+    kept, called = call.inputs.detach()[:, :MAX_STEPS].clone(), (call.inputs.shape[0], call.inputs.shape[1])
+    state, final = (tuple(part.detach().clone() for part in parts) for parts in (call.state, call.final))
+    run = _Run([kept], kept.shape[1], call.lengths, state, final, called[0], called)
+    if call.outputs is not None:
+        run.outputs = [call.outputs.detach()[:LEAST_SEQUENCES, :MAX_STEPS].clone()]
+    return run
+
+
 def _batched(hx: Any, module: nn.Module) -> tuple[Tensor, ...]:
     """A state as a tuple of ``(layers * directions, N, size)``; empty for None."""
     tensors: Sequence[Tensor] = () if hx is None else hx if isinstance(hx, tuple | list) else (hx,)
@@ -146,9 +196,9 @@ def _continues(before: _Run, run: _Run) -> bool:
     if not run.state or before.lengths is not None or run.lengths is not None:
         return False
     count = before.count
-    return len(run.state) == len(before.final) and all(
-        now.shape[1] >= count and torch.equal(now[:, :count], then[:, :count])
-        for now, then in zip(run.state, before.final, strict=True)
+    return all(
+        now.shape[1] >= count and any(torch.equal(now[:, :count], then[:, :count]) for then in before.final)
+        for now in run.state
     )
 
 
@@ -156,6 +206,7 @@ def _append(before: _Run, run: _Run, max_steps: int) -> None:
     """Join a call that carries the state on; of a growing sequence fewer rows are kept."""
     piece = run.pieces[0][: before.count, : MAX_STEPS - before.steps].to(before.pieces[0])
     before.pieces.append(piece)
+    before.outputs += [part[:, : piece.shape[1]] for part in run.outputs]
     before.steps += piece.shape[1]
     before.final = run.final
     before.called = (before.called[0], before.called[1] + run.called[1])
@@ -186,7 +237,16 @@ def _join(runs: list[_Run]) -> Recording:
         lengths=lengths if ragged else None,
         h0=_join_states(runs, 0),
         c0=_join_states(runs, 1),
+        outputs=_first_outputs(runs[0]),
     )
+
+
+def _first_outputs(run: _Run) -> Tensor | None:
+    """What a registered module put out for the first sequences that were kept, if it did at every step."""
+    if len(run.outputs) != len(run.pieces):
+        return None
+    rows = min(len(part) for part in run.outputs)
+    return torch.cat([part[: min(rows, run.count)] for part in run.outputs], dim=1)
 
 
 def _lengths(run: _Run) -> Tensor:
@@ -203,11 +263,10 @@ def _join_states(runs: list[_Run], which: int) -> Tensor | None:
     given = next((run.state[which] for run in runs if len(run.state) > which), None)
     if given is None:
         return None
-    layers, _, size = given.shape
     states = [
         run.state[which][:, : run.count].to(given)
         if len(run.state) > which
-        else given.new_zeros(layers, run.count, size)
+        else given.new_zeros(given.shape[0], run.count, *given.shape[2:])
         for run in runs
     ]
     return torch.cat(states, dim=1)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lstm_monitor.errors import choose
-from lstm_monitor.kernels.alone import decouple, run_alone
-from lstm_monitor.kernels.fused import State, run_fused, zero_state
+from lstm_monitor.kernels.engines import in_mode, run, zero_state
+from lstm_monitor.kernels.fused import State
 from lstm_monitor.kernels.gates import cell_of, gates_of
 from lstm_monitor.reasons import Thresholds
-from lstm_monitor.records import LayerWeights, Mode, Response, Sequences, Snapshot, Stimulus
+from lstm_monitor.records import CellWeights, LayerWeights, Mode, Response, Sequences, Snapshot, Stimulus
 from lstm_monitor.snapshots import start_of
 
+Runnable = LayerWeights | CellWeights
 BATCH = 16
 SETTLE_CHUNK = 64
 SETTLE_MOST = 256
@@ -24,10 +25,14 @@ SETTLE_TAIL = 8
 
 @dataclass(frozen=True, eq=False)
 class Rest:
-    """The state before a stimulus: of one sequence, ``(1, H)`` each, and whether each cell ``(H,)`` is at rest."""
+    """The state before a stimulus: of one sequence, ``(1, H)`` each; and of each cell the hidden state ``(H,)`` then.
+
+    ``settled (H,)``: whether each cell is at rest.
+    """
 
     state: State
     settled: Tensor
+    hidden: Tensor
 
 
 def respond(
@@ -64,7 +69,7 @@ def respond(
     if "cell" in record and snapshot.kind != "lstm":
         raise ValueError(f"record='cell' asks for a cell state, which a {snapshot.kind} layer ({snapshot.key}) has not")
     with torch.no_grad():
-        weights = _weights_of(snapshot, mode)
+        weights = in_mode(snapshot.weights, mode, snapshot.hidden_mean)
         if isinstance(stimuli, Sequences):
             return _respond_to_sequences(snapshot, weights, stimuli, mode, record)
         start = rest or settle(snapshot, mode, thresholds or Thresholds())
@@ -73,19 +78,19 @@ def respond(
 
 
 def _respond_to_sequences(
-    snapshot: Snapshot, weights: LayerWeights, sequences: Sequences, mode: Mode, record: Sequence[str]
+    snapshot: Snapshot, weights: Runnable, sequences: Sequences, mode: Mode, record: Sequence[str]
 ) -> Response:
     if sequences.inputs.dim() != 3 or sequences.inputs.shape[-1] != weights.input_size:
         raise ValueError(
             f"stimuli: sequences of shape {tuple(sequences.inputs.shape)} do not fit a layer that reads "
             f"{weights.input_size} features; give inputs of shape (N, T, {weights.input_size})"
         )
-    inputs = sequences.inputs.transpose(0, 1).to(weights.weight_ih)
+    inputs = sequences.inputs.transpose(0, 1).to(weights.like)
     start = start_of(weights, sequences)
     known = mode == "coupled" and sequences is snapshot.held_out
     hidden = snapshot.held_out_hidden if known else None
     if hidden is None:
-        hidden, _ = _engine(mode)(weights, inputs, start)
+        hidden, _ = run(weights, mode, inputs, start)
     cell, gates = _traces(weights, inputs, hidden, start, record)
     return Response(
         snapshot.key,
@@ -101,14 +106,14 @@ def _respond_to_sequences(
 
 def _respond_to_stimuli(
     snapshot: Snapshot,
-    weights: LayerWeights,
+    weights: Runnable,
     stimuli: tuple[Stimulus, ...],
     mode: Mode,
     record: Sequence[str],
     rest: Rest,
 ) -> Response:
     _check_stimuli(stimuli, weights)
-    coded = shift_to(weights, snapshot.point.mean)
+    coded = weights.from_mean(snapshot.point.mean)
     parts = [
         _respond_to_batch(coded, stimuli[start : start + BATCH], rest.state, mode, record)
         for start in range(0, len(stimuli), BATCH)
@@ -120,7 +125,7 @@ def _respond_to_stimuli(
         mode,
         traces.pop("hidden"),
         stimuli,
-        baseline=rest.state[0][0],
+        baseline=rest.hidden,
         settled=rest.settled,
         cell=traces.pop("cell", None),
         gates=traces,
@@ -128,62 +133,48 @@ def _respond_to_stimuli(
 
 
 def _respond_to_batch(
-    weights: LayerWeights, stimuli: tuple[Stimulus, ...], rest: State, mode: Mode, record: Sequence[str]
+    weights: Runnable, stimuli: tuple[Stimulus, ...], rest: State, mode: Mode, record: Sequence[str]
 ) -> dict[str, Tensor]:
     compact, inputs = _compact(weights, stimuli)
-    start = tuple(part.expand(len(stimuli), -1) for part in rest)
-    hidden, _ = _engine(mode)(compact, inputs, start)
+    start = tuple(part.expand(len(stimuli), *part.shape[1:]) for part in rest)
+    hidden, _ = run(compact, mode, inputs, start)
     cell, gates = _traces(compact, inputs, hidden, start, record)
     traces = {"hidden": _axes(hidden), **gates}
     return traces if cell is None else {**traces, "cell": cell}
 
 
-def _weights_of(snapshot: Snapshot, mode: Mode) -> LayerWeights:
-    return snapshot.weights if mode == "coupled" else decouple(snapshot.weights, snapshot.hidden_mean)
-
-
-def _engine(mode: Mode):  # type: ignore[no-untyped-def]  # the signature of run_fused
-    return run_fused if mode == "coupled" else run_alone
-
-
-def shift_to(weights: LayerWeights, mean: Tensor) -> LayerWeights:
-    """The same layer for inputs counted from `mean`: the constant goes into the bias."""
-    return replace(weights, bias_ih=weights.bias_ih + weights.weight_ih @ mean.to(weights.weight_ih))
-
-
-def _compact(weights: LayerWeights, stimuli: tuple[Stimulus, ...]) -> tuple[LayerWeights, Tensor]:
+def _compact(weights: Runnable, stimuli: tuple[Stimulus, ...]) -> tuple[Runnable, Tensor]:
     """Rank-1 inputs in their own few coordinates: ``W_ih (signal * direction) = signal * (W_ih direction)``, exact."""
     directions: list[Tensor] = []
-    inputs = weights.weight_ih.new_zeros(len(stimuli[0].signal), len(stimuli), len(stimuli))
+    inputs = weights.like.new_zeros(len(stimuli[0].signal), len(stimuli), len(stimuli))
     for s, stimulus in enumerate(stimuli):
         d = next((k for k, known in enumerate(directions) if torch.equal(known, stimulus.direction)), len(directions))
         directions += [stimulus.direction] if d == len(directions) else []
         inputs[:, s, d] = stimulus.signal
-    compact = replace(weights, weight_ih=weights.weight_ih @ torch.stack(directions, dim=1).to(weights.weight_ih))
-    return compact, inputs[..., : len(directions)].contiguous()
+    return weights.along(torch.stack(directions, dim=1)), inputs[..., : len(directions)].contiguous()
 
 
 def settle(snapshot: Snapshot, mode: Mode, thresholds: Thresholds) -> Rest:
     """Where the cells come to rest: up to 256 steps from zero at the operating point, without stimulus."""
-    weights = shift_to(_weights_of(snapshot, mode), snapshot.point.mean)
-    still = replace(weights, weight_ih=torch.zeros_like(weights.weight_ih[:, :1]))
-    inputs = still.weight_ih.new_zeros(SETTLE_CHUNK, 1, 1)
-    state = zero_state(weights, 1)
+    weights = in_mode(snapshot.weights, mode, snapshot.hidden_mean).from_mean(snapshot.point.mean)
+    still = weights.along(weights.like.new_zeros(weights.input_size, 1))
+    inputs = weights.like.new_zeros(SETTLE_CHUNK, 1, 1)
+    state, hidden = zero_state(weights, 1), inputs
     settled = torch.zeros(weights.hidden_size, dtype=torch.bool)
     for _ in range(SETTLE_MOST // SETTLE_CHUNK):
-        hidden, state = _engine(mode)(still, inputs, state)
+        hidden, state = run(still, mode, inputs, state)
         tail = hidden[-SETTLE_TAIL:, 0]
         settled = tail.amax(0) - tail.amin(0) <= thresholds.unsettled
         if bool(settled.all()):
             break
-    return Rest(state, settled)
+    return Rest(state, settled, hidden[-1, 0])
 
 
 def _traces(
-    weights: LayerWeights, inputs: Tensor, hidden: Tensor, start: State, record: Sequence[str]
+    weights: Runnable, inputs: Tensor, hidden: Tensor, start: State, record: Sequence[str]
 ) -> tuple[Tensor | None, Mapping[str, Tensor]]:
     """The cell state and the gates, where they are to be recorded."""
-    if not record:
+    if not record or isinstance(weights, CellWeights):
         return None, {}
     gates = gates_of(weights, inputs, hidden, start[0])
     cell = _axes(cell_of(gates, start[1])) if "cell" in record else None
@@ -195,7 +186,7 @@ def _axes(trace: Tensor) -> Tensor:
     return trace.permute(1, 2, 0)
 
 
-def _check_stimuli(stimuli: tuple[Stimulus, ...], weights: LayerWeights) -> None:
+def _check_stimuli(stimuli: tuple[Stimulus, ...], weights: Runnable) -> None:
     for stimulus in stimuli:
         if stimulus.direction.shape != (weights.input_size,):
             raise ValueError(

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lstm_monitor.custom.checking import check_outputs
+from lstm_monitor.custom.copying import copied_cell
+from lstm_monitor.custom.mapping import mapped_weights
 from lstm_monitor.heldout import Forward, record_held_out
-from lstm_monitor.kernels.fused import State, run_fused, zero_state
-from lstm_monitor.layers import Layer, Layers, find_layers
+from lstm_monitor.kernels.custom import run_from_data, state_from
+from lstm_monitor.kernels.engines import run, zero_state
+from lstm_monitor.kernels.fused import State
+from lstm_monitor.layers import CustomLayer, Layer, Layers, custom_layers, find_layers
 from lstm_monitor.readers import outgoing_norms
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
-from lstm_monitor.records import LayerKey, LayerWeights, OperatingPoint, Sequences, Snapshot
+from lstm_monitor.records import CellWeights, LayerKey, LayerWeights, OperatingPoint, Sequences, Snapshot
 from lstm_monitor.undisturbed import undisturbed
 
 
@@ -71,39 +77,70 @@ def _snap_module(model: nn.Module, module: nn.Module, found: Layers, recording: 
     for stage in stages:
         snaps = [_snap(layer, recording, model) for layer in stage]
         yield from (snap for snap in snaps if snap.key in wanted)
-        if recording is not None and stage is not stages[-1]:
+        if recording is not None and (stage is not stages[-1] or recording.outputs is not None):
             recording = replace(recording, inputs=torch.cat([_outputs(snap) for snap in snaps], dim=-1))
+    if recording is not None and recording.outputs is not None:
+        _check_custom(stages[0][0], recording)
+
+
+def _check_custom(layer: Layer, recording: Recording) -> None:
+    """Compare what the last layer of a registered module hands on, the recording's inputs now, with its outputs."""
+    if isinstance(layer, CustomLayer) and layer.registration.verify and recording.outputs is not None:
+        name = layer.key.path or type(layer.module).__name__
+        check_outputs(layer.registration, name, recording.inputs, recording.outputs, recording.mask)
 
 
 def stages_of(module: nn.Module, sample: Layer) -> list[list[Layer]]:
     """Every direction of every layer of a module, from the first layer on, from one of them."""
     if sample.is_cell:
         return [[sample]]
+    if isinstance(sample, CustomLayer):
+        layers = custom_layers(sample.key.path, module, sample.registration)
+        return [list(stage) for _, stage in groupby(layers, key=lambda layer: layer.key.index)]
     assert isinstance(module, nn.RNNBase)
     directions = (False, True)[: 1 + module.bidirectional]
     path = sample.key.path
     return [
-        [Layer(LayerKey(path, index, reverse), sample.kind, module) for reverse in directions]
+        [replace(sample, key=LayerKey(path, index, reverse)) for reverse in directions]
         for index in range(module.num_layers)
     ]
 
 
 def _snap(layer: Layer, recording: Recording | None, model: nn.Module) -> Snapshot:
-    weights = freeze(layer)
+    weights = _frozen(layer, recording)
     held_out = None if recording is None else _sequences(layer, weights, recording)
-    hidden = None if held_out is None else run_sequences(weights, held_out)
+    hidden = None
+    if held_out is not None:
+        weights, hidden = _on_held_out(weights, held_out)
     outgoing, reader = outgoing_norms(model, layer, weights)
     return Snapshot(
         key=layer.key,
         weights=weights,
         point=_default_point(weights) if held_out is None else operating_point(held_out),
-        hidden_mean=weights.weight_hh.new_zeros(weights.hidden_size) if hidden is None else _mean(hidden, held_out),
+        hidden_mean=weights.like.new_zeros(weights.hidden_size) if hidden is None else _mean(hidden, held_out),
         held_out=held_out,
         held_out_hidden=hidden,
         outgoing=outgoing,
         reader=reader,
         frozen=not any(parameter.requires_grad for parameter in layer.module.parameters()),
     )
+
+
+def _frozen(layer: Layer, recording: Recording | None) -> LayerWeights | CellWeights:
+    if isinstance(layer, CustomLayer) and layer.is_step:
+        features = None if recording is None else recording.inputs.shape[-1]
+        return copied_cell(layer.registration, layer.module, features, str(layer.key))
+    return freeze(layer)
+
+
+def _on_held_out(
+    weights: LayerWeights | CellWeights, sequences: Sequences
+) -> tuple[LayerWeights | CellWeights, Tensor]:
+    """The hidden states ``(T, N, H)``, and the weights: a registered cell with what it learnt of its mean state."""
+    if isinstance(weights, CellWeights):
+        inputs = sequences.inputs.transpose(0, 1)
+        return run_from_data(weights, inputs, start_of(weights, sequences), sequences.mask)
+    return weights, run_sequences(weights, sequences)
 
 
 def freeze(layer: Layer) -> LayerWeights:
@@ -134,17 +171,26 @@ def _check_finite(layer: Layer, name: str, tensor: Tensor) -> None:
         )
 
 
-def _sequences(layer: Layer, weights: LayerWeights, recording: Recording) -> Sequences:
-    inputs = recording.inputs.to(weights.weight_ih)
-    index = 0 if layer.is_cell else 2 * (layer.key.index or 0) + layer.key.reverse
-    if isinstance(layer.module, nn.RNNBase) and not layer.module.bidirectional:
-        index = layer.key.index or 0
-    h0 = None if recording.h0 is None else unproject(weights, recording.h0[index].to(weights.weight_ih))
-    c0 = None if recording.c0 is None else recording.c0[index].to(weights.weight_ih)
+def _sequences(layer: Layer, weights: LayerWeights | CellWeights, recording: Recording) -> Sequences:
+    inputs, index = recording.inputs.to(weights.like), _row(layer)
+    h0 = None if recording.h0 is None else recording.h0[index].to(weights.like)
+    c0 = None if recording.c0 is None else recording.c0[index].to(weights.like)
+    if h0 is not None and isinstance(weights, LayerWeights):
+        h0 = unproject(weights, h0)
     mask = recording.mask.to(inputs.device)
     if layer.key.reverse:
         inputs, mask = flip(inputs, recording.lengths), flip(mask, recording.lengths)
     return Sequences(inputs, mask, recording.lengths, h0, c0)
+
+
+def _row(layer: Layer) -> int:
+    """The row of a layer in the states that its module is given, ``(layers * directions, N, size)``."""
+    if isinstance(layer, CustomLayer) and not layer.is_step:
+        return list(mapped_weights(layer.registration, layer.module)).index(layer.place)
+    if layer.is_cell:
+        return 0
+    two = bool(getattr(layer.module, "bidirectional", False))
+    return (1 + two) * (layer.key.index or 0) + layer.key.reverse
 
 
 def unproject(weights: LayerWeights, h0: Tensor) -> Tensor:
@@ -164,16 +210,18 @@ def flip(values: Tensor, lengths: Tensor | None) -> Tensor:
     return values[torch.arange(len(values), device=values.device)[:, None], index]
 
 
-def start_of(weights: LayerWeights, sequences: Sequences) -> State:
-    """The state in which the sequences start: their own, or zeros."""
+def start_of(weights: LayerWeights | CellWeights, sequences: Sequences) -> State:
+    """The state in which the sequences start: their own, or zeros (what a registered cell starts with)."""
+    if isinstance(weights, CellWeights):
+        return state_from(weights, (sequences.h0, sequences.c0), len(sequences.inputs))
     zeros = zero_state(weights, len(sequences.inputs))
     given = (sequences.h0, sequences.c0)
     return tuple(zero if state is None else state for zero, state in zip(zeros, given, strict=False))
 
 
-def run_sequences(weights: LayerWeights, sequences: Sequences) -> Tensor:
+def run_sequences(weights: LayerWeights | CellWeights, sequences: Sequences) -> Tensor:
     """The hidden states ``(T, N, H)`` on sequences; beyond a sequence's length they mean nothing."""
-    hidden, _ = run_fused(weights, sequences.inputs.transpose(0, 1), start_of(weights, sequences))
+    hidden, _ = run(weights, "coupled", sequences.inputs.transpose(0, 1), start_of(weights, sequences))
     return hidden
 
 
@@ -182,7 +230,7 @@ def _outputs(snap: Snapshot) -> Tensor:
     assert snap.held_out is not None
     assert snap.held_out_hidden is not None
     outputs = snap.held_out_hidden.transpose(0, 1)
-    if snap.weights.weight_hr is not None:
+    if isinstance(snap.weights, LayerWeights) and snap.weights.weight_hr is not None:
         outputs = outputs @ snap.weights.weight_hr.T
     return flip(outputs, snap.held_out.lengths) if snap.key.reverse else outputs
 
@@ -198,9 +246,8 @@ def operating_point(sequences: Sequences) -> OperatingPoint:
     return OperatingPoint(mean, centred.T @ centred / len(samples), length, "held_out")
 
 
-def _default_point(weights: LayerWeights) -> OperatingPoint:
-    size = weights.input_size
-    like = weights.weight_ih
+def _default_point(weights: LayerWeights | CellWeights) -> OperatingPoint:
+    size, like = weights.input_size, weights.like
     return OperatingPoint(like.new_zeros(size), torch.eye(size, dtype=like.dtype, device=like.device), None, "default")
 
 

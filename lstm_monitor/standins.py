@@ -1,7 +1,7 @@
 """Let a model run with its recurrent modules computed here, from records of weights: whole, or some cells of them.
 
-The live weights are not touched: inside the context the module's ``forward`` is ours, and everything else that the
-model does is its own.
+The live weights are not touched: inside the context the module's ``forward`` is ours (what it calls as
+``super().forward``, where its class overrides that), and everything else that the model does is its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from lstm_monitor.changes import changed, uncompiled
+from lstm_monitor.inner import inner_now, inner_of, settle
 from lstm_monitor.kernels.fused import State
 
 
@@ -40,17 +41,24 @@ Stand = Callable[[Call], tuple[Tensor, State]]
 @contextmanager
 def standing_in(stands: Mapping[nn.Module, Stand]) -> Iterator[None]:
     """Inside, calls of these modules are computed by their stands; afterwards each module is as it was."""
-    before = {module: vars(module).get("forward") for module in stands}
+    before = {module: vars(inner_now(module)).get("forward") for module in stands}
     try:
         for module, stand in stands.items():
-            vars(module)["forward"] = _forward_of(module, stand)
+            vars(inner_of(module))["forward"] = _forward_of(module, stand)
         with changed([uncompiled()]):  # compiled code would not see another forward
             yield
     finally:
         for module, forward in before.items():
-            vars(module).pop("forward", None)
-            if forward is not None:
-                vars(module)["forward"] = forward
+            put_forward_back(module, forward)
+
+
+def put_forward_back(module: nn.Module, forward: object) -> None:
+    """The forward that stood in for the module's before, or none."""
+    attributes = vars(inner_now(module))
+    attributes.pop("forward", None)
+    if forward is not None:
+        attributes["forward"] = forward
+    settle(module)
 
 
 def _forward_of(module: nn.Module, stand: Stand) -> Callable[..., Any]:

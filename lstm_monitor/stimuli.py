@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lstm_monitor.records import OperatingPoint, Sequences, Snapshot, Stimulus
+from lstm_monitor.records import CellWeights, LayerWeights, OperatingPoint, Sequences, Snapshot, Stimulus
 
 PERIODS = (64, 32, 16, 8, 4)
 MAX_FEATURES = 5
@@ -83,7 +83,8 @@ def default_stimuli(snapshot: Snapshot, steps: int | None = None) -> tuple[Stimu
     """About 16 stimuli: steps of both signs in up to 5 directions, and sines of five periods in the principal one.
 
     Up to 5 features are stepped one at a time; beyond that the first 5 principal directions of the held-out inputs,
-    without data the first right singular vectors of ``W_ih``. The amplitude is one standard deviation.
+    without data the first right singular vectors of ``W_ih`` (of a registered cell the first 5 features). The amplitude
+    is one standard deviation.
 
     Args:
         snapshot: the layer, with its operating point.
@@ -126,8 +127,11 @@ def directions(snapshot: Snapshot, most: int = MAX_FEATURES) -> list[tuple[str, 
 
 def _principal(snapshot: Snapshot, count: int) -> list[tuple[str, Tensor]]:
     point = snapshot.point
-    if point.source == "default":
-        vectors = torch.linalg.svd(snapshot.weights.weight_ih, full_matrices=False).Vh[:count]
+    weights = snapshot.weights
+    if point.source == "default" and isinstance(weights, CellWeights):
+        return [(f"feature {k}", row) for k, row in enumerate(torch.diag(torch.ones_like(point.mean))[:count])]
+    if point.source == "default" and isinstance(weights, LayerWeights):
+        vectors = torch.linalg.svd(weights.weight_ih, full_matrices=False).Vh[:count]
         return [(f"singular direction {k + 1}", _signed(v)) for k, v in enumerate(vectors)]
     values, columns = torch.linalg.eigh(point.covariance)
     order = values.argsort(descending=True)[:count]

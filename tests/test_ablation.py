@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import random_unstructured
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_monitor import changes
+from lstm_monitor import changes, inner
 from lstm_monitor.ablation import cells, weight_edits
 from lstm_monitor.ablation import contexts as ablation
 from lstm_monitor.ablation.contexts import ablated, thinned
@@ -484,7 +484,7 @@ def everything(model: nn.Module) -> list[Any]:
     found: list[Any] = [torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes()]
     found += [dict(changes._OPEN), torch._dynamo.eval_frame._stance.stance]
     for module in model.modules():
-        found += [{name: id(value) for name, value in vars(module).items()}]
+        found += [type(module), {name: id(value) for name, value in vars(module).items()}]
         found += [list(module._forward_pre_hooks), list(module._forward_pre_hooks_with_kwargs)]
     for p in model.parameters():
         version = None if p.is_inference() else p._version
@@ -608,7 +608,7 @@ def test_nested_contexts_of_the_same_cells_keep_what_the_outer_one_set() -> None
 # --- interrupts at every line ------------------------------------------------------------------------------
 
 
-OURS = {module.__file__ for module in (ablation, cells, changes, weight_edits)}
+OURS = {module.__file__ for module in (ablation, cells, changes, inner, weight_edits)}
 with open(changes.__file__) as source:
     LINES = source.read().splitlines()
 FIRST = LINES.index("    finally:") + 1
@@ -642,8 +642,20 @@ def interrupted_at(place: int, act: Callable[[], None]) -> bool:
     return count >= place
 
 
-def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind() -> None:
+class Around(nn.LSTM):
+    """Does something around torch's own forward."""
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        return super().forward(input * 2, hx)
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(around: bool) -> None:
     model, x = network(), torch.randn(2, 1, 3)
+    if around:
+        model["rnn"] = Around(3, 5, 2, bidirectional=True)
+        with CONTEXTS[0](model):
+            pass  # what is remembered of a class is made once
     before = everything(model)
 
     def act() -> None:
@@ -733,7 +745,7 @@ class Own(nn.LSTM):
     """Computes something else."""
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
-        return super().forward(input * 2, hx)
+        return input * 2, hx
 
 
 def spoiled(name: str, value: float) -> nn.Module:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from lstm_monitor import find_layers
 
@@ -36,7 +35,7 @@ class OverridingLSTM(nn.LSTM):
     """A subclass whose cells may do anything."""
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
-        return super().forward(input * 2, hx)
+        return input * 2, hx
 
 
 class PeepholeCell(nn.Module):
@@ -85,11 +84,10 @@ def instance_forward() -> nn.Module:
     return lstm
 
 
-def weight_dropped() -> nn.Module:
-    """As fastai's AWD-LSTM: the recurrent matrix is no parameter."""
+def attribute() -> nn.Module:
+    """The recurrent matrix is no parameter, and nobody knows where it is from."""
     lstm = nn.LSTM(3, 4)
     weight = lstm._parameters.pop("weight_hh_l0")
-    lstm.weight_hh_l0_raw = weight
     lstm.weight_hh_l0 = weight.detach().clone()  # type: ignore[assignment, union-attr]
     return lstm
 
@@ -118,9 +116,7 @@ UNSUPPORTED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: OverridingLSTM(3, 4), "forward is overridden"),
     (instance_forward, "forward is overridden"),
     (quantized, "quantized"),
-    (lambda: parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0"), "weight_hh_l0 is no parameter"),
-    (lambda: parametrizations.spectral_norm(nn.GRUCell(3, 4), "weight_hh"), "weight_hh is no parameter"),
-    (weight_dropped, "weight_hh_l0 is no parameter"),
+    (attribute, "weight_hh_l0 is no parameter, and it is unknown"),
     (weights_absent, "weight_hh_l0 is no parameter"),
     (uninitialized, "not initialized yet"),
     (lambda: nn.RNNBase("LSTM", 3, 4), "custom subclass of torch's recurrent base"),
@@ -246,6 +242,11 @@ def test_a_model_of_nothing_else_is_an_error_with_the_reason(build: Callable[[],
         find_layers(nn.Sequential(build()))
     assert "Looks recurrent, but is not supported: 0 (" in str(error.value)
     assert reason in str(error.value)
+
+
+def test_a_module_without_weights_is_no_cell_whatever_its_name() -> None:
+    dropout = type("RNNDropout", (nn.Dropout,), {})
+    assert find_layers(nn.ModuleDict({"drop": dropout(), "rnn": nn.LSTM(3, 4)})).skipped == ()
 
 
 @pytest.mark.parametrize("inner", [nn.LSTM(3, 4), OverridingLSTM(3, 4)])

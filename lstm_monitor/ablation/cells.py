@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lstm_monitor.custom.registry import registration_of
 from lstm_monitor.errors import unknown
-from lstm_monitor.layers import Layer, _base, _layers_of, _named_modules, _unsupported
+from lstm_monitor.inner import inner_now
+from lstm_monitor.kinds import base_of, reaches_torch
+from lstm_monitor.layers import OWN_CODE, Layer, _layers_of, _named_modules, _unsupported
 from lstm_monitor.records import GATES
 
 Cells = Mapping[str, Sequence[int] | Tensor]
@@ -29,8 +32,8 @@ class Removal:
 def choose_cells(model: nn.Module, cells: Cells, standing: type | None = None) -> list[Removal]:
     """The cells of live layers that `cells` names.
 
-    Besides the layers that `find_layers` finds there are those whose weights are computed from other parameters
-    (weight norm, parametrizations, weight drop), and those whose ``forward`` is an instance of `standing`.
+    Besides the layers that `find_layers` finds there are those whose weights are attributes of which it is unknown how
+    they are computed, and those whose ``forward`` is an instance of `standing`.
 
     Raises:
         TypeError: `model` is no torch module, `cells` no mapping, cells that are no integers.
@@ -52,21 +55,23 @@ def _layers(model: nn.Module, standing: type | None) -> tuple[dict[str, Layer], 
     layers: dict[str, Layer] = {}
     reasons: dict[str, str] = {}
     for path, module in _named_modules(model):
-        reason = None if _computable(module, standing) else _unsupported(module)
+        reason = None if _computable(module, standing) else _unsupported(module, model)
+        reason = reason if registration_of(module) is None else OWN_CODE
         if reason is not None:
             reasons[path] = f"{path or 'the model'} ({type(module).__name__}): {reason}"
-        elif _base(module) is not None:
-            layers.update({str(layer.key): layer for layer in _layers_of(path, module)})
+        elif base_of(module) is not None:
+            layers.update({str(layer.key): layer for layer in _layers_of(path, module, model)})
     return layers, reasons
 
 
 def _computable(module: nn.Module, standing: type | None) -> bool:
     """Whether a module computes what torch's own does, from dense weights that can be read as its attributes."""
-    base, forward = _base(module), vars(module).get("forward")
-    if base is None or type(module).forward is not base.forward:
+    forward = vars(inner_now(module)).get("forward")
+    if base_of(module) is None or not reaches_torch(module):
         return False
     ours = forward is None or (standing is not None and isinstance(forward, standing))
-    weights = [layer.parameter(name) for layer in _layers_of("", module) for name in ("weight_ih", "weight_hh")]
+    found = _layers_of("", module, module)
+    weights = [layer.parameter(name) for layer in found for name in ("weight_ih", "weight_hh")]
     return ours and not any(weight is None or nn.parameter.is_lazy(weight) for weight in weights)
 
 

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from lstm_monitor.ablation.cells import Cells, Removal, check_weights, choose_cells
 from lstm_monitor.ablation.weight_edits import is_its_own, spans_of, weight_edit
 from lstm_monitor.changes import Change, changed, uncompiled
+from lstm_monitor.computed import is_parameter
 from lstm_monitor.errors import choose
 from lstm_monitor.heldout import Forward
-from lstm_monitor.layers import Layers, _weight_names
+from lstm_monitor.inner import inner_now, inner_of
+from lstm_monitor.kinds import weight_names
+from lstm_monitor.layers import Layers
 from lstm_monitor.parts import Part, run_module, silenced, whole, without
 from lstm_monitor.snapshots import snapshot
-from lstm_monitor.standins import close_call, open_call
+from lstm_monitor.standins import close_call, open_call, put_forward_back
 
 MEAN_STEPS = 16384
 """About how many held-out steps a mean is taken over."""
@@ -208,8 +211,8 @@ class _StandIn:
         return close_call(call, outputs, final)
 
     def parts(self) -> list[list[Part]]:
-        """The module's parts, from its weights as they are now."""
-        sample = next(iter(self.removals.values())).layer
+        """The module's parts, from its weights as they are now, in the call that is running if they are computed."""
+        sample = replace(next(iter(self.removals.values())).layer, running=True)
         return [[self._without(part) for part in stage] for stage in whole(self.module, sample)]
 
     def _without(self, part: Part) -> Part:
@@ -221,7 +224,7 @@ class _StandIn:
 
 
 def _standing(module: nn.Module) -> _StandIn | None:
-    forward = vars(module).get("forward")
+    forward = vars(inner_now(module)).get("forward")
     return forward if isinstance(forward, _StandIn) else None
 
 
@@ -231,17 +234,13 @@ def _stand_in(module: nn.Module, removals: Sequence[Removal], thin: bool) -> Cha
         shared = {suffix: _both(outer.removals[suffix], own[suffix]) for suffix in own if suffix in outer.removals}
         own, thin = {**outer.removals, **own, **shared}, thin or outer.thin
     stand = _StandIn(module, own, thin)
-    if all(isinstance(module._parameters.get(name), nn.Parameter) for name in _weight_names(module)):
+    if all(is_parameter(module, name) for name in weight_names(module)):
         stand = replace(stand, stages=stand.parts())
-    attributes = vars(module)
-    return Change(module, lambda: attributes.update(forward=stand), lambda: _put_back(attributes, outer))
 
+    def apply() -> None:
+        vars(inner_of(module))["forward"] = stand
 
-def _put_back(attributes: dict[str, Any], outer: _StandIn | None) -> None:
-    if outer is None:
-        attributes.pop("forward", None)
-    else:
-        attributes["forward"] = outer
+    return Change(module, apply, lambda: put_forward_back(module, outer))
 
 
 def _both(outer: Removal, inner: Removal) -> Removal:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lstm_monitor.ablation.cells import WEIGHTS, Removal
 from lstm_monitor.changes import Change
+from lstm_monitor.inner import inner_now, inner_of, settle
 from lstm_monitor.parts import candidate_rows
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]] | None]
@@ -94,7 +95,7 @@ def weight_edit(module: nn.Module, removals: Sequence[Removal]) -> Change:
     hook = _zero_given(module, removals)
 
     def apply() -> None:
-        module.register_forward_pre_hook(hook, with_kwargs=True)  # the last: it sees what the module will get
+        inner_of(module).register_forward_pre_hook(hook, with_kwargs=True)  # the last: it sees what the module will get
         for part in saved:
             part.clear()
         torch.clear_autocast_cache()  # it may hold casts of the weights as they were
@@ -103,9 +104,11 @@ def weight_edit(module: nn.Module, removals: Sequence[Removal]) -> Change:
         for part in saved:
             part.put_back()
         torch.clear_autocast_cache()
-        for number in [number for number, other in module._forward_pre_hooks.items() if other is hook]:
-            module._forward_pre_hooks_with_kwargs.pop(number, None)
-            del module._forward_pre_hooks[number]
+        inner = inner_now(module)
+        for number in [number for number, other in inner._forward_pre_hooks.items() if other is hook]:
+            inner._forward_pre_hooks_with_kwargs.pop(number, None)
+            del inner._forward_pre_hooks[number]
+        settle(module)
 
     return Change(module, apply, undo)
 

@@ -15,7 +15,7 @@ from lstm_monitor.effects.outcomes import output_variance
 from lstm_monitor.effects.rig import Rig
 from lstm_monitor.effects.singles import singles
 from lstm_monitor.heldout import Forward, runs_of
-from lstm_monitor.layers import Layers, find_layers
+from lstm_monitor.layers import Layers, removable_layers
 from lstm_monitor.outputs import Select
 from lstm_monitor.records import LayerKey, Snapshot
 from lstm_monitor.report import Report
@@ -49,7 +49,7 @@ class HeldOut:
         """Raise unless `model` is a module with a recurrent layer of `size` cells."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"build({size}) returned {type(model).__name__}; it must return a torch.nn.Module")
-        found = {str(layer.key): layer.module.hidden_size for layer in find_layers(model, self.layers)}
+        found = {str(layer.key): layer.module.hidden_size for layer in removable_layers(model, self.layers)}
         if size not in found.values():
             there = ", ".join(f"{name} has {cells}" for name, cells in found.items())
             raise ValueError(
@@ -61,7 +61,7 @@ class HeldOut:
         """Run the network, as it is and as it is run for removals; raise if it cannot be, or gives no output."""
         self.components(model)
         with undisturbed(model):
-            self.rig(model, find_layers(model, self.layers))
+            self.rig(model, removable_layers(model, self.layers))
 
     def rig(self, model: nn.Module, layers: Layers) -> Rig:
         """The network on all of the data, from which cells can be removed; use it inside `undisturbed(model)`."""
@@ -81,7 +81,7 @@ class HeldOut:
 
     def effects(self, model: nn.Module) -> tuple[dict[LayerKey, Tensor], float]:
         """What removing each cell ``(H,)`` of each layer changes, as a share of the output's variance, and that."""
-        layers = find_layers(model, self.layers)
+        layers = removable_layers(model, self.layers)
         with undisturbed(model):
             rig = self.rig(model, layers)
             variance = output_variance(rig.intact)

@@ -153,7 +153,7 @@ def _activity(response: Response, mask: Tensor, thresholds: Thresholds) -> list[
 
 
 def _gates(response: Response, mask: Tensor, thresholds: Thresholds) -> list[Metric]:
-    if not response.gates:
+    if not response.gates and response.kind != "custom":
         return []
     is_relu = response.kind == "rnn_relu"
     rows = {
@@ -172,7 +172,7 @@ def _gates(response: Response, mask: Tensor, thresholds: Thresholds) -> list[Met
 
 def _gate_specs(kind: Kind) -> list[MetricSpec]:
     """The gate metrics of this kind of layer, and tau_f and the overall saturation even where undefined."""
-    names = {f"{gate}_saturation" for gate in GATES[kind]} | {"saturation", "tau_f"}
+    names = {f"{gate}_saturation" for gate in GATES.get(kind, ())} | {"saturation", "tau_f"}
     return [spec for spec in CATALOG.values() if spec.group == "gates" and spec.name in names]
 
 

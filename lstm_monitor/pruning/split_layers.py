@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_monitor.layers import SUPPORTED, Layer
+from lstm_monitor.kinds import SUPPORTED
+from lstm_monitor.layers import Layer
 
 State = Tensor | tuple[Tensor, Tensor]
 Sequence3d = Tensor | PackedSequence

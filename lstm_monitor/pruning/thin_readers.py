@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lstm_monitor.heldout import Forward, check_initialized
-from lstm_monitor.layers import find_layers
+from lstm_monitor.layers import removable_layers
 from lstm_monitor.pruning.split_layers import Split
 from lstm_monitor.pruning.thin_layers import Kept, ThinCell, ThinRecurrent, become, flatten
 from lstm_monitor.pruning.trial_runs import Hear, Run, run_listening, same_runs
@@ -146,7 +146,7 @@ def _filled(model: nn.Module, forms: Forms, fill: float) -> Iterator[None]:
 
 def _readers(model: nn.Module) -> dict[str, nn.Module]:
     """The linear and recurrent modules whose columns can be cut: without hooks, with weights of their own."""
-    recurrent = {layer.module for layer in find_layers(model)}
+    recurrent = {layer.module for layer in removable_layers(model)}
     holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     return {
         path: module

@@ -10,9 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lstm_monitor.computed import is_parameter
 from lstm_monitor.errors import unknown
 from lstm_monitor.heldout import Forward
-from lstm_monitor.layers import Layer, Layers, find_layers
+from lstm_monitor.kinds import overrides_forward, weight_names
+from lstm_monitor.layers import Layer, Layers, removable_layers
 from lstm_monitor.pruning.split_layers import Split
 from lstm_monitor.pruning.thin_layers import Kept, ThinCell, ThinRecurrent, become, flatten
 from lstm_monitor.pruning.thin_readers import thin_readers
@@ -68,7 +70,7 @@ def prune(model: nn.Module, keep: Cells, *, example: Any = None, forward: Forwar
 def _pruned(model: nn.Module, keep: Cells) -> nn.Module:
     """A copy with thinner layers that still show the full width."""
     smaller = _copy(model)
-    layers = find_layers(smaller)
+    layers = removable_layers(smaller)
     kept = _cells_to_keep(layers, keep)
     for module in dict.fromkeys(layer.module for layer in layers):
         own = [layer for layer in layers if layer.module is module]
@@ -149,6 +151,7 @@ def _integers(name: str, cells: Any, size: int) -> Tensor:
 def _check(model: nn.Module, own: list[Layer], kept: dict[LayerKey, Tensor]) -> None:
     """Refuse what could not be cut, or would not compute the same when it is."""
     module, path = own[0].module, own[0].key.path or "the model itself"
+    _check_plain(own[0])
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         raise ValueError(f"{path} has hooks, which would see other shapes in the pruned model; remove them first")
     holders = Counter(id(p) for other in model.modules() for p in other._parameters.values())
@@ -164,6 +167,17 @@ def _check(model: nn.Module, own: list[Layer], kept: dict[LayerKey, Tensor]) -> 
                 f"keep[{str(layer.key)!r}] holds {len(kept[layer.key])} cells; torch needs {least} at "
                 f"least with proj_size={least - 1}"
             )
+
+
+def _check_plain(layer: Layer) -> None:
+    """Refuse a subclass that does more around its cells, and weights that are computed from others."""
+    module = layer.module
+    computed = [name for name in weight_names(module) if not is_parameter(module, name)]
+    reasons = [f"{name} is no parameter; remove the weight norm, parametrization or weight drop" for name in computed]
+    reasons += ["its class overrides forward; put the plain module in its place"] * overrides_forward(module)
+    if reasons:
+        where = f"{layer.key.path or 'the model itself'} ({type(module).__name__})"
+        raise ValueError(f"keep: {str(layer.key)!r} cannot be pruned. {where}: {reasons[0]}")
 
 
 def _thin(own: list[Layer], kept: list[Tensor]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lstm_monitor.heldout import Run
-from lstm_monitor.layers import Layers, find_layers
+from lstm_monitor.layers import Layers, removable_layers
 from lstm_monitor.parts import LayerRun, Part, Stages, whole
 from lstm_monitor.recordings import LEAST_SEQUENCES
 from lstm_monitor.records import GATES, LayerKey
@@ -48,12 +48,12 @@ def observe(
     """Run the model on runs, from the first on, until about `max_steps` steps (None: all) can be followed.
 
     Every recurrent module is computed from a copy of its weights, also those that were not asked for; those in `stages`
-    from these parts.
+    from these parts. Modules of registered classes run as they are.
 
     Raises:
         ValueError: a weight is NaN or infinite; the layers received nothing.
     """
-    samples = {layer.module: layer for layer in (*find_layers(model), *layers)}
+    samples = {layer.module: layer for layer in (*removable_layers(model), *layers)}
     used = {module: whole(module, sample) for module, sample in samples.items()} | dict(stages or {})
     traces = tuple(_traces(model, runs, used, math.inf if max_steps is None else max_steps))
     modules = {layer.module for layer in layers}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lstm_monitor.heldout import Forward, Run, runs_of
-from lstm_monitor.layers import Layers, find_layers
+from lstm_monitor.layers import Layers, removable_layers
 from lstm_monitor.outputs import Select
 from lstm_monitor.parts import Stages
 from lstm_monitor.recordings import HELD_OUT_STEPS
@@ -72,7 +72,7 @@ def output_sensitivity(  # noqa: PLR0913  # one argument for each thing that a u
 
     Source: this project's definition; it foretells the effect of removing a cell better than how much the cell moves.
     """
-    found = find_layers(model, layers)
+    found = removable_layers(model, layers)
     runs = runs_of(model, found, held_out, forward=forward, lengths=lengths, mask=mask)
     with undisturbed(model):
         scores = sensitivities(
@@ -111,7 +111,7 @@ def taylor(
 
     Source: Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference (2017), eq. 7.
     """
-    found = find_layers(model, layers)
+    found = removable_layers(model, layers)
     runs = runs_of(model, found, held_out, forward=loss, lengths=lengths, mask=mask)
     with undisturbed(model):
         seen = observe(model, found, runs, max_steps)
@@ -146,7 +146,7 @@ def first_order(
         TypeError: as `taylor`.
         ValueError: as `taylor`.
     """
-    found = find_layers(model, layers)
+    found = removable_layers(model, layers)
     with undisturbed(model):
         return _by_name(loss_changes(model, found, runs_of(model, found, held_out, forward=loss), max_steps=max_steps))
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lstm_monitor.effects.batching import SIZE, in_batches, sequences_of
 from lstm_monitor.heldout import Forward, Run, runs_of
-from lstm_monitor.layers import Layers, find_layers
+from lstm_monitor.layers import Layers, removable_layers
 from lstm_monitor.outputs import Select
 from lstm_monitor.records import AblationMode, Better, Ranking
 from lstm_monitor.snapshots import snapshot
@@ -93,7 +93,7 @@ def ablation_study(  # noqa: PLR0913  # one argument for each thing that a user 
     name = _name(evaluate, loss)
     asked = (rankings,) if isinstance(rankings, str | Ranking) else tuple(rankings)
     options = StudyOptions(mode, asked, random_orders, points, seconds, better, top, name, seed)
-    found = find_layers(model, layers)
+    found = removable_layers(model, layers)
     data: dict[str, Any] = {"forward": forward, "lengths": lengths, "mask": mask}
     if loss is not None and forward is None:
         data["forward"] = loss

@@ -1,0 +1,34 @@
+"""The engines behind one name: torch's kinds by the fused ops, registered cells step by step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from lstm_monitor.kernels import fused
+from lstm_monitor.kernels.alone import decouple, run_alone
+from lstm_monitor.kernels.custom import run_cell, start_state
+from lstm_monitor.kernels.fused import State, run_fused
+from lstm_monitor.records import CellWeights, LayerWeights, Mode
+
+
+def zero_state(weights: LayerWeights | CellWeights, count: int) -> State:
+    """The state before the first step of `count` sequences: zeros, or what a registered cell starts with."""
+    return start_state(weights, count) if isinstance(weights, CellWeights) else fused.zero_state(weights, count)
+
+
+def in_mode(weights: LayerWeights | CellWeights, mode: Mode, hidden_mean: Tensor) -> LayerWeights | CellWeights:
+    """The layer as trained, or with every cell alone while the others stand still at their mean."""
+    if mode == "coupled":
+        return weights
+    if isinstance(weights, CellWeights):
+        return replace(weights, alone=True)
+    return decouple(weights, hidden_mean)
+
+
+def run(weights: LayerWeights | CellWeights, mode: Mode, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    """Run ``inputs (T, N, I)`` from ``state``; returns ``hidden (T, N, H)`` and the state at the end."""
+    if isinstance(weights, CellWeights):
+        return run_cell(weights, inputs, state)
+    return (run_fused if mode == "coupled" else run_alone)(weights, inputs, state)
