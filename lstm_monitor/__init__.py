@@ -8,8 +8,15 @@ from lstm_monitor.ablation.contexts import ablated as ablated
 from lstm_monitor.capacity.asking import capacity_study as capacity_study
 from lstm_monitor.capacity.result import CapacityStudy as CapacityStudy
 from lstm_monitor.characterization import characterize as characterize
+from lstm_monitor.comparison.asking import compare_runs as compare_runs
+from lstm_monitor.comparison.result import RunComparison as RunComparison
+from lstm_monitor.custom.registry import register_cell as register_cell
+from lstm_monitor.custom.registry import unregister_cell as unregister_cell
 from lstm_monitor.drift import compare as compare
 from lstm_monitor.guard import MonitorWarning as MonitorWarning
+from lstm_monitor.history.kept import History as History
+from lstm_monitor.history.reading import load_history as load_history
+from lstm_monitor.history.sink import HistorySink as HistorySink
 from lstm_monitor.layer_report import LayerReport as LayerReport
 from lstm_monitor.layers import find_layers as find_layers
 from lstm_monitor.metrics.measuring import measure as measure
@@ -19,6 +26,8 @@ from lstm_monitor.ranking import rank as rank
 from lstm_monitor.reasons import Reason as Reason
 from lstm_monitor.reasons import Thresholds as Thresholds
 from lstm_monitor.records import Agreement as Agreement
+from lstm_monitor.records import Alarm as Alarm
+from lstm_monitor.records import CellWeights as CellWeights
 from lstm_monitor.records import Drift as Drift
 from lstm_monitor.records import Importance as Importance
 from lstm_monitor.records import LayerKey as LayerKey
@@ -54,3 +63,4 @@ from lstm_monitor.study.records import LayerStudy as LayerStudy
 from lstm_monitor.study.records import Noise as Noise
 from lstm_monitor.study.records import Trial as Trial
 from lstm_monitor.study.study import Study as Study
+from lstm_monitor.watching import watch_optimizer as watch_optimizer

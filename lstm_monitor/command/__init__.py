@@ -1,0 +1,1 @@
+"""The command ``lstm-monitor``: reports of runs and of checkpoints, and runs side by side."""

@@ -1,0 +1,140 @@
+"""A run in the terminal: each layer at its first and last check, over the training, and what its ablation found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from lstm_monitor.comparison.course import HEADLINES, Course, LayerCourse
+from lstm_monitor.comparison.words import fold, labelled, run_words, shown
+from lstm_monitor.distributions import Values
+from lstm_monitor.metrics.catalog import CATALOG
+from lstm_monitor.study.trust import judgement
+from lstm_monitor.study.words import layer_notes, lead, score_line
+from lstm_monitor.tables import _ends as ends
+from lstm_monitor.tables import cell_table
+from lstm_monitor.tables import notes as check_notes
+
+Bold = Callable[[str], str]
+
+BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
+MOST_ALARMS, MOST_NOTES = 6, 10
+"""Alarms that are listed, the latest, and notes."""
+
+
+def report_lines(course: Course, width: int = 80, bold: Bold = str, blocks: str = BLOCKS) -> Iterator[str]:
+    """A run as lines of at most `width` letters; `bold` marks headings, `blocks` draw the course over the checks."""
+    yield from map(bold, fold(run_words(course), width))
+    yield from _alarm_lines(course, width, bold)
+    for layer in course.layers:
+        yield ""
+        yield from _layer_lines(course, layer, width, bold, blocks)
+    if course.study is not None:
+        yield ""
+        yield bold("ablation")
+        yield from fold(f"  {lead(course.study)}; {score_line(course.study)}", width)
+    yield from _note_lines(course, width)
+
+
+def _alarm_lines(course: Course, width: int, bold: Bold) -> Iterator[str]:
+    if not course.alarms:
+        return
+    yield ""
+    hidden = len(course.alarms) - MOST_ALARMS
+    yield bold(f"alarms ({len(course.alarms)}{f', the last {MOST_ALARMS}' if hidden > 0 else ''})")
+    for step, alarm in course.alarms[-MOST_ALARMS:]:
+        yield from fold(f"  {'' if step is None else f'step {step}: '}{alarm}", width)
+
+
+def _note_lines(course: Course, width: int) -> Iterator[str]:
+    words = course_notes(course)
+    if words:
+        yield ""
+    yield from (line for item in words for line in fold(item, width))
+
+
+def course_notes(course: Course) -> list[str]:
+    """What is not supported, and the notes of the run and of its ablation; not more than MOST_NOTES of each."""
+    told = [course.notes, () if course.study is None else course.study.notes]
+    notes = [f"note: {note}" for some in told for note in some[:MOST_NOTES]]
+    hidden = sum(max(0, len(some) - MOST_NOTES) for some in told)
+    more = [f"note: and {hidden} more notes"] if hidden else []
+    return [f"not supported: {item}" for item in course.last.skipped] + notes + more
+
+
+def layer_title(layer: LayerCourse) -> str:
+    """The layer with its kind and sizes."""
+    last = layer.last
+    features = "1 feature" if last.input_size == 1 else f"{last.input_size} features"
+    return f"{layer.name}: {last.kind.replace('_', ' ')}, {features} -> {last.hidden_size} cells"
+
+
+def _layer_lines(course: Course, layer: LayerCourse, width: int, bold: Bold, blocks: str) -> Iterator[str]:
+    yield bold(layer_title(layer))
+    yield from _metric_lines(layer, width, blocks)
+    for note in (*check_notes(layer.last), *changed_counts(layer)):
+        yield from fold(f"  {note}", width)
+    yield from fold(f"  ranked by {layer.last.ranking.words}:", width)
+    yield from fold(f"    {ends(layer.last.ranking.order.tolist())}", width)
+    if stability(layer):
+        yield from fold(f"  {stability(layer)}", width)
+    if len(layer.steps) == 1:
+        yield from cell_table(layer.last)
+    study = course.study_of(layer.name)
+    if course.study is not None and study is not None:
+        yield from fold(f"  ablation: {judgement(study)}", width)
+        told = layer_notes(study, course.study.score, course.study.better)
+        yield from (line for words in told for line in fold(f"    {words}", width))
+
+
+def _metric_lines(layer: LayerCourse, width: int, blocks: str) -> Iterator[str]:
+    """The headline metrics: median at the first and last check, p10 to p90 now, and the medians over the checks."""
+    several, label = len(layer.steps) > 1, 30
+    room = max(0, min(len(layer.steps), width - label - 36))
+    titles = f"{'':<{label}}{'first':>8}{'last':>8}" if several else f"{'':<{label}}{'median':>8}"
+    yield f"{titles}{'p10 to p90':>18}{'  over the checks' if several and room >= 8 else ''}"
+    for path in headlines(layer):
+        values, unit = layer.quantiles[path], CATALOG[path].unit
+        medians = [values[0, 1], values[-1, 1]] if several else [values[-1, 1]]
+        numbers = "".join(f"{shown(float(value), unit):>8}" for value in medians)
+        band = f"{shown(float(values[-1, 0]), unit)} to {shown(float(values[-1, 2]), unit)}"
+        drawn = f"  {spark(values[:, 1], room, blocks)}" if several and room else ""
+        yield f"{f'  {labelled(path)}':<{label}}{numbers}{band:>18}{drawn}".rstrip()
+
+
+def headlines(layer: LayerCourse) -> list[str]:
+    """The headline metrics that some check knows."""
+    return [path for path in HEADLINES if np.isfinite(layer.quantiles[path]).any()]
+
+
+def spark(values: Values, room: int, blocks: str = BLOCKS) -> str:
+    """Values as at most so many blocks, low to high; a gap where none is defined, the lowest where all are the same.
+
+    Example:
+        >>> spark(np.array([0.0, 1.0, np.nan, 7.0]), 10)
+        '▁▂ █'
+    """
+    parts = [part for part in np.array_split(values, min(room, len(values))) if len(part)]
+    means = np.array([np.nanmean(part) if np.isfinite(part).any() else np.nan for part in parts])
+    low, high = np.nanmin(means, initial=np.inf), np.nanmax(means, initial=-np.inf)
+    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(" " if mean != mean else blocks[round(float((mean - low) * scale))] for mean in means)
+
+
+_COUNTED = {"flagged": "have not settled", "silent": "hardly move", "dead": "are dead on held-out data"}
+
+
+def changed_counts(layer: LayerCourse) -> list[str]:
+    """How many cells there were at the first check and are now that do not settle, do not move, or are dead."""
+    ends = {name: (layer.counts[name][0], layer.counts[name][-1]) for name in _COUNTED if name in layer.counts}
+    known = {name: pair for name, pair in ends.items() if pair[0] == pair[0] and pair[1] == pair[1]}
+    return [f"{a:.0f} -> {b:.0f} cells {_COUNTED[name]}" for name, (a, b) in known.items() if a != b]
+
+
+def stability(layer: LayerCourse) -> str:
+    """How the last ranking agrees with that of the check before and of the first one; nothing at a first check."""
+    previous, first = (float(tau) for tau in layer.taus[-1])
+    known = [(previous, "of the check before"), (first, "of the first check")]
+    words: Sequence[str] = [f"{tau:.2f} with that {which}" for tau, which in known if tau == tau]
+    return f"the ranking's agreement (tau): {', '.join(words)}" if words else ""

@@ -1,0 +1,1 @@
+"""Runs over their training, and side by side."""
