@@ -12,6 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many cases of the conformance suite are run."""
+    words = "each two values of adapter, sink, kind and situation together in some case, or all cases"
+    parser.addoption("--conformance", choices=("pairwise", "all"), default="pairwise", help=words)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of the headless browser, for tests marked ``browser``."""
