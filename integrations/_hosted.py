@@ -11,7 +11,7 @@ from torch import nn
 from lstm_monitor.errors import nearest
 from lstm_monitor.guard import OnError
 from lstm_monitor.heldout import Forward
-from lstm_monitor.integrations._lightning_values import Values
+from lstm_monitor.integrations._values import Values
 from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.outputs import Select
 from lstm_monitor.reasons import Thresholds
