@@ -12,7 +12,7 @@ from lstm_monitor.guard import OnError
 from lstm_monitor.integrations._lightning_ablation import lightning_study
 from lstm_monitor.integrations._lightning_loggers import sinks_of
 from lstm_monitor.integrations._lightning_support import FirstCall, GuardedRecorder
-from lstm_monitor.integrations._lightning_values import Values, watched_keys
+from lstm_monitor.integrations._values import Values, watched_keys
 from lstm_monitor.layers import find_layers
 from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.outputs import Select
@@ -28,8 +28,8 @@ class LightningHooks:
 
     Scalars go to all loggers; pictures, histograms and tables to TensorBoard and W&B. Held-out inputs are those that
     the layers receive in the Trainer's own validation, unless `held_out` is given. Every logged scalar can be monitored
-    by EarlyStopping and ModelCheckpoint under its key. The last report is in ``report``, with the ablation check that was
-    made when the training ended as its ``study``.
+    by EarlyStopping and ModelCheckpoint under its key. The last report is in ``report``, with the ablation check that
+    was made when the training ended as its ``study``.
 
     Args:
         every_n_epochs: check after every n-th epoch, or a schedule: a function of the number of epochs done. The

@@ -669,3 +669,12 @@ def test_no_two_reports_of_one_run_are_of_the_same_weights(tmp_path: Path) -> No
     runner.fit(model, loader(), loader(1))
     assert len(weights) == 7
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(weights, 2))
+
+
+def test_given_held_out_data_serve_every_check_without_any_validation(tmp_path: Path) -> None:
+    sink = lm.MemorySink()
+    held_out = {"held_out": sequences(2, 4), "sinks": [sink]}
+    trainings.trainer(LIGHTNING, tmp_path, callback(LIGHTNING, **held_out)).fit(modules(LIGHTNING).Plain(), loader())
+    for report in sink.reports:
+        assert report.layers[0].dead() is not None, "activity is known"
+        assert report.layers[0].ranking.name == "output_sensitivity"
