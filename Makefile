@@ -3,16 +3,20 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench rankings clean
+.PHONY: help demo test test-trainers lint bench rankings clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 demo: $(READY)  ## train an LSTM on the Mauna Loa CO2 record and watch its cells
 	$(BIN)/python examples/01_lightning_co2.py
 
 test: lint  ## run every check: lint, types, import order, tests with coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+test-trainers: $(READY)  ## train the LSTMs of other libraries, each in an environment of its own, an hour; ONLY="darts_rnn skorch"
+	$(if $(ONLY),,$(BIN)/python -m pytest -n 2 tests/test_conformance.py --conformance=all)
+	$(BIN)/python tests/trainers/run.py $(ONLY)
 
 lint: $(READY)  ## run ruff, mypy and import-linter
 	$(BIN)/ruff check
@@ -29,7 +33,7 @@ rankings: $(READY)  ## measure which rankings foretell ablation, half an hour; D
 	$(BIN)/python benchmarks/rankings.py $(if $(DATA),--data $(DATA))
 
 clean:  ## remove .venv, caches and build results
-	rm -rf .venv build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-trainers build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # torch goes first and pinned: see constraints.txt.
 $(READY): pyproject.toml constraints.txt

@@ -36,7 +36,11 @@ def dashboard(report: Report) -> dict[str, Charts]:
     for layer in report.layers:
         categories[f"{layer.key}: its {layer.hidden_size} cells, median and band from p10 to p90"] = _bands(layer)
         categories[f"{layer.key}: cells to look at, ranking, drift"] = _lines(layer)
-    return categories | {"the monitor itself": {"cost (share of the training time)": _multiline([run_key("cost")])}}
+    itself = {
+        "cost (share of the training time)": _multiline([run_key("cost")]),
+        "alarms: signs that the training goes wrong (count)": _multiline([run_key("alarms")]),
+    }
+    return categories | {"the monitor itself": itself}
 
 
 def _bands(layer: LayerReport) -> Charts:
@@ -108,7 +112,7 @@ training is not touched. These metrics say how a cell behaves, not how much the 
 def guide(report: Report) -> str:
     """A card in Markdown: what the cells do at this check, which page shows what, and every metric in words."""
     when = "" if report.step is None else f" at step {report.step}"
-    lines = summary_lines(report.layers, report.skipped)
+    lines = [*summary_lines(report.layers, report.skipped), *(f"alarm: {alarm}" for alarm in report.alarms)]
     found = ["```", *(part for line in lines for part in wrap(line, 104, subsequent_indent="    ")), "```"]
     return "\n".join([f"## The cells{when}", "", *found, _PAGES, *_metric_table(report)])
 

@@ -117,3 +117,20 @@ def test_the_ablation_example(tmp_path: Path) -> None:
     assert float(accuracies[-1][1]) > 50
     assert re.search(r"[\d.]+ times faster", printed)
     assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def test_the_keras_example(tmp_path: Path) -> None:
+    printed = run_example(tmp_path, "04_keras_digits.py", "--cells", "8", "--epochs", "3", "--seconds", "2")
+    assert "rows.l0_reverse" in printed
+    assert "trust" in printed
+    assert list((tmp_path / "runs" / "keras").rglob("events.out.tfevents*"))
+
+
+TRAINERS = ("05_huggingface_digits.py", "06_skorch_digits.py", "07_ignite_co2.py", "08_sb3_cartpole.py")
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_an_example_of_another_trainer(name: str, tmp_path: Path) -> None:
+    printed = run_example(tmp_path, name)
+    assert "most responsive" in printed
+    assert "least responsive" in printed
