@@ -44,7 +44,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         yield from (tensor for part in value for tensor in _tensors(part))
     elif hasattr(value, "__dataclass_fields__"):
-        yield from (tensor for part in vars(value).values() for tensor in _tensors(part))
+        yield from (tensor for name in value.__dataclass_fields__ for tensor in _tensors(getattr(value, name, None)))
 
 
 def batch_axis(output: Tensor, count: int) -> int | None:

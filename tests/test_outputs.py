@@ -26,6 +26,12 @@ class Output:
     logits: Tensor
 
 
+@dataclass(slots=True)
+class Slotted:
+    loss: None
+    logits: Tensor
+
+
 @pytest.mark.parametrize(
     "output",
     [
@@ -35,6 +41,7 @@ class Output:
         {"labels": torch.tensor([1]), "deep": {"logits": FOUND}},
         Pair(torch.tensor([1]), FOUND),
         Output(None, FOUND),
+        Slotted(None, FOUND),
         (None, "words", (FOUND,)),
     ],
 )

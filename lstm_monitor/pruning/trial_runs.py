@@ -66,7 +66,7 @@ def _leaves(output: Any) -> Iterator[Any]:
     if isinstance(output, Mapping):
         output = tuple(output.values())
     elif is_dataclass(output):
-        output = tuple(vars(output).values())
+        output = tuple(getattr(output, name, None) for name in output.__dataclass_fields__)
     if isinstance(output, tuple | list):
         for part in output:
             yield from _leaves(part)

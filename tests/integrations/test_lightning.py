@@ -87,7 +87,7 @@ WHEN: dict[str, tuple[dict[str, Any], dict[str, Any], list[Any]]] = {
     "no validation before the end": (
         {}, {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 9, "max_epochs": 2}, [(7, 2)]
     ),
-    "an empty list of validation loaders": ({}, {"val": []}, [(3, 1), (7, 2)]),
+    "an empty list of validation loaders": ({}, {"val": []}, [(0, 0), (3, 1), (7, 2)]),
     "no validation loader": ({}, {"val": None}, [(0, 0), (3, 1), (7, 2)]),
     "no validation batches": ({}, {"limit_val_batches": 0}, [(0, 0), (3, 1), (7, 2)]),
     "validation every second epoch": ({}, {"check_val_every_n_epoch": 2, "max_epochs": 3}, [(0, 0), (3, 1), (7, 2),
