@@ -25,6 +25,7 @@ lint: $(READY)  ## run ruff, mypy and import-linter
 	$(BIN)/lint-imports
 
 bench: $(READY)  ## measure what the monitor, ablation and pruning cost
+	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/pruning.py

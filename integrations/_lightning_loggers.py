@@ -33,7 +33,7 @@ class LoggerSink:
 
     def __init__(self, logger: Any) -> None:
         """The user's logger; it is not closed here."""
-        self.logger = logger
+        self.logger, self.name = logger, f"LoggerSink ({type(logger).__name__})"
 
     @property
     def directory(self) -> str | None:

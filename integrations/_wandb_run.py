@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -90,6 +91,21 @@ def checked(run: Any) -> Any:
     return run
 
 
+def is_run(run: Any) -> bool:
+    """Whether it is a run, which may be finished."""
+    return isinstance(run, Run)
+
+
 def is_open(run: Any) -> bool:
     """Whether it is a run that is not finished."""
-    return isinstance(run, Run) and not getattr(run, "_is_finished", False)
+    return is_run(run) and not getattr(run, "_is_finished", False)
+
+
+def check_folder(run: Any) -> None:
+    """Raise FileNotFoundError if the run's folder has vanished; a new one takes the media of an online run."""
+    if not os.path.isdir(run.dir):
+        os.makedirs(run.dir)
+        raise FileNotFoundError(
+            f"{os.path.dirname(run.dir)} vanished with all that was written there; of an offline run what follows is "
+            "lost, too"
+        )

@@ -13,6 +13,7 @@ from lstm_monitor.integrations._dashboard import dashboard, guide
 from lstm_monitor.integrations._histograms import counted
 from lstm_monitor.integrations._pictures import Pictures, drawn
 from lstm_monitor.integrations._require import require
+from lstm_monitor.integrations._tensorboard_files import is_gone, let_go, open_writer, put
 from lstm_monitor.report import PREFIX, Report, run_key
 from lstm_monitor.study.card import study_markdown
 from lstm_monitor.study.study import Study
@@ -66,33 +67,61 @@ class TensorBoardSink:
         return None if folder is None else os.fspath(folder)
 
     def write(self, report: Report) -> None:
-        """Write one report at its step; an ablation check in it also as a card of text and, always, its pictures."""
+        """Write one report at its step; an ablation check in it also as a card of text and, always, its pictures.
+
+        Raises:
+            OSError: the disk cannot be written to; or the folder vanished, and the report begins a new file there.
+        """
+        vanished = self._vanished()
         writer = self._open(report)
-        writer.file_writer.add_summary(_summary(report, self.scalars), report.step or 0)
+        put(writer, _summary(report, self.scalars), report.step)
         if report.layers:
             self._last = report
             self._pictures.offer(report, self._add_pictures)
         if report.study is not None:
             self._show(report.study, report)
         writer.flush()
+        if vanished is not None:
+            raise vanished
 
     def close(self) -> None:
-        """Draw the last report if it was not drawn, and close our own writer; a given one is left open."""
-        if self._writer is not None:
-            self._pictures.finish(self._add_pictures)
-            if self._last is not None and self._pictures.reports > 1:
-                self._explain(self._last)
-            self._writer.flush()
-            if self.log_dir is not None:
-                self._writer.close()
-        self._writer = self._last = None
+        """Draw the last report if it was not drawn, and close our own writer; a given one is left open.
+
+        Raises:
+            OSError: as `write`.
+        """
+        try:
+            if self._writer is not None:
+                self._finish()
+        finally:
+            if self.log_dir is not None and self._writer is not None:
+                let_go(self._writer)
+            vars(self).update(self._fresh())
+
+    def _finish(self) -> None:
+        vanished = self._vanished()
+        self._pictures.finish(self._add_pictures)
+        if self._last is not None and self._pictures.reports > 1:
+            self._explain(self._last)
+        self._writer.flush()
+        if vanished is not None:
+            raise vanished
+
+    def _vanished(self) -> OSError | None:
+        """The error to raise if the file of the writer is gone; a new one is begun then."""
+        if self._writer is None or not is_gone(self._writer):
+            return None
+        let_go(self._writer)
         self._is_introduced = False
-        self._pictures = Pictures(self.pictures_every)
+        folder = os.path.normpath(self._writer.log_dir)
+        return FileNotFoundError(f"{folder} vanished with all that was written there; a new file goes on in its place")
+
+    def _fresh(self) -> dict[str, Any]:
+        return {"_writer": None, "_is_introduced": False, "_last": None, "_pictures": Pictures(self.pictures_every)}
 
     def __getstate__(self) -> dict[str, Any]:
         """The options: a copy opens a writer of its own."""
-        fresh = {"_writer": None, "_is_introduced": False, "_last": None, "_pictures": Pictures(self.pictures_every)}
-        return vars(self) | fresh
+        return vars(self) | self._fresh()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TensorBoardSink:
         """A sink with the same options; a given writer is shared."""
@@ -103,39 +132,44 @@ class TensorBoardSink:
     def _open(self, report: Report) -> Any:
         writer = self._reach()
         if not self._is_introduced:
-            self._is_introduced = True
             self._introduce(report)
+            self._is_introduced = True
         return writer
 
     def _reach(self) -> Any:
         if self._writer is None:
             if self.log_dir is not None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(str(self.log_dir))
+                self._writer = open_writer(str(self.log_dir))
             else:
                 self._writer = self.given() if callable(self.given) else self.given
         return self._writer
 
     def _introduce(self, report: Report) -> None:
         """The card, and the dashboard in a sub-run: a second layout in one run would replace the user's."""
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import custom_scalars
 
         self._explain(report)
-        with SummaryWriter(os.path.join(str(self._writer.log_dir), PREFIX)) as layout:
-            layout.add_custom_scalars(dashboard(report))
+        with open_writer(os.path.join(str(self._writer.log_dir), PREFIX)) as layout:
+            put(layout, custom_scalars(dashboard(report)))
 
     def _explain(self, report: Report) -> None:
-        self._writer.add_text(run_key("guide"), guide(report), report.step or 0)
+        self._add_text(run_key("guide"), guide(report), report)
 
     def _show(self, study: Study, report: Report) -> None:
-        self._writer.add_text(run_key("ablation"), study_markdown(study), report.step or 0)
+        self._add_text(run_key("ablation"), study_markdown(study), report)
         if self.pictures_every != 0 and not report.layers:
             self._add_pictures(report)
 
+    def _add_text(self, name: str, words: str, report: Report) -> None:
+        from torch.utils.tensorboard.summary import text
+
+        put(self._writer, text(name, words), report.step)
+
     def _add_pictures(self, report: Report) -> None:
+        from torch.utils.tensorboard.summary import image
+
         for name, pixels in drawn(report).items():
-            self._writer.add_image(name, pixels, report.step or 0, dataformats="HWC")
+            put(self._writer, image(name, pixels, dataformats="HWC"), report.step)
 
 
 def _summary(report: Report, with_scalars: bool) -> Any:

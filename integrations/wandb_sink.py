@@ -61,8 +61,10 @@ class WandbSink:
     @property
     def directory(self) -> str | None:
         """A folder beside the run's own, the same whenever the run is resumed; W&B does not upload it."""
-        run = self._run()
-        return None if run.disabled else str(Path(run.dir).parents[1] / f"lstm_monitor-{run.id}")
+        from lstm_monitor.integrations._wandb_run import is_run
+
+        run = self._now()
+        return str(Path(run.dir).parents[1] / f"lstm_monitor-{run.id}") if is_run(run) and not run.disabled else None
 
     def write(self, report: Report) -> None:
         """Write one report at its step; an ablation check in it as tables, charts and a summary.
@@ -70,10 +72,17 @@ class WandbSink:
         Raises:
             RuntimeError: the run is finished.
             TypeError: there is no run.
+            OSError: its folder vanished, or the disk cannot be written to.
         """
+        from lstm_monitor.integrations._wandb_run import check_folder
+
         run = self._run()
         if run.disabled:
             return
+        self._write(report, run)
+        check_folder(run)
+
+    def _write(self, report: Report, run: Any) -> None:
         to = self._shared()
         to.rows.add(_axis(report) | self._values(report, to), at_once=self.own_rows)
         if report.study is not None:
@@ -84,11 +93,13 @@ class WandbSink:
 
     def close(self) -> None:
         """Draw the last report if it was not drawn; the run is left open."""
-        if self._pictures.reports and self._is_open():
-            self._pictures.finish(self._add_pictures)
-            to = self._shared()
-            to.rows.release(at_once=self.own_rows or not to.has_end)
-        self._pictures = Pictures(self.pictures_every)
+        pictures, self._pictures = self._pictures, Pictures(self.pictures_every)
+        if pictures.reports and self._is_open():
+            try:
+                pictures.finish(self._add_pictures)
+            finally:
+                to = self._shared()
+                to.rows.release(at_once=self.own_rows or not to.has_end)
 
     def __getstate__(self) -> dict[str, Any]:
         """The options: a run stays in its process, a function that returns one goes along."""

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -32,7 +32,7 @@ class Guard:
         choose("on_error", on_error, ("warn", "raise"))
         self.on_error = on_error
         self.resting = False
-        self._forgiven: set[int] = set()
+        self._forgiven: set[int | str] = set()
 
     @property
     def idle(self) -> bool:
@@ -51,17 +51,19 @@ class Guard:
                 self.resting = True
                 tell(f"lstm_monitor rests from now on; the training goes on. {doing} failed: {_words(error)}")
 
-    @contextmanager
-    def forgive(self, part: object, name: str | None = None) -> Iterator[None]:
-        """Errors inside end in one warning for this part, which is tried again; the monitor goes on."""
-        try:
-            yield
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            if id(part) not in self._forgiven:
-                self._forgiven.add(id(part))
-                tell(f"{name or type(part).__name__} failed and is tried again at each check; the training goes on. {_words(error)}")
+    def forgive(self, failed: Sequence[tuple[object, Exception]], kept: str | None = None) -> None:
+        """One warning for those parts that fail for the first time; all are tried again, and the monitor goes on.
+
+        With "raise" the first error is raised. `kept`: the history in which nothing is missing. A part is a text, or an
+        object that is called by its ``name`` or its class.
+        """
+        if failed and self.on_error == "raise":
+            raise failed[0][1]
+        new = [f"{_name(part)} failed: {_words(error)}" for part, error in failed if _id(part) not in self._forgiven]
+        self._forgiven |= {_id(part) for part, _ in failed}
+        if new:
+            where = "" if kept is None else f' Every check is kept in the history: lm.load_history("{kept}")'
+            tell(f"{'; '.join(new)}. The training goes on, and later checks try again.{where}")
 
 
 def switched_off() -> bool:
@@ -87,3 +89,11 @@ def _frames_of_ours() -> int:
 
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _name(part: object) -> str:
+    return part if isinstance(part, str) else str(getattr(part, "name", type(part).__name__))
+
+
+def _id(part: object) -> int | str:
+    return part if isinstance(part, str) else id(part)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lstm_monitor.alarms import alarms
 from lstm_monitor.characterization import check_horizon, check_steps, examine, versions
@@ -277,7 +278,7 @@ class LSTMMonitor:
     def _known_model(self) -> nn.Module:
         if self.model is None:
             raise ValueError("model=None; give LSTMMonitor(model=...) or call set_model(model) before training")
-        return self.model
+        return _of_this_process(self.model)
 
     def snapshots(
         self, recordings: Mapping[nn.Module, Recording] | None, runs: Sequence[Run] | None
@@ -345,14 +346,18 @@ class LSTMMonitor:
     def _all_sinks(self, extra: Sequence[Sink]) -> list[Sink]:
         """The history first: what another sink loses is there."""
         given = [*self.sinks, *extra]
-        if self._kept is None:
-            self._kept = []
-            with self.guard.forgive(self._kept, "The history"):
-                found = history_beside(given, self.history)
-                self._kept += [] if found is None else [found]
-                if found is not None and self._kept_before is not None:
-                    bring_along(self._kept_before, found.path)
-        return [*self._kept, *given]
+        try:
+            self._keep_beside(given)
+        except Exception as error:
+            self.guard.forgive([("The history", error)])
+        return [*(self._kept or ()), *given]
+
+    def _keep_beside(self, sinks: Sequence[Sink]) -> None:
+        found = None if self._kept else history_beside(sinks, self.history)
+        if found is not None:
+            self._kept = [found]
+            if self._kept_before is not None:
+                bring_along(self._kept_before, found.path)
 
     def close(self, extra_sinks: Sequence[Sink] = ()) -> None:
         """Close the sinks."""
@@ -379,6 +384,11 @@ class LSTMMonitor:
 def _at_their_points(snaps: Sequence[Snapshot], results: Sequence[tuple[LayerReport, Probe]]) -> tuple[Snapshot, ...]:
     """The snapshots with the operating points and stimuli that they were probed with."""
     return tuple(replace(snap, point=probe.point, probe=probe) for snap, (_, probe) in zip(snaps, results, strict=True))
+
+
+def _of_this_process(model: nn.Module) -> nn.Module:
+    """The module inside one that runs in several processes: to call that is for all of them to do, at once."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _check_budget(budget: float | None) -> float | None:

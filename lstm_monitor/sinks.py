@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Protocol, runtime_checkable
 
 from lstm_monitor.guard import Guard
@@ -48,11 +47,14 @@ class MemorySink:
 
 
 class FanOut:
-    """Several sinks as one; one that fails does not keep the report from the others."""
+    """Several sinks as one; one that fails does not keep the report from the others.
+
+    Histories come first, so that what another sink loses is there: sinks with the name of their place in ``kept_in``.
+    """
 
     def __init__(self, sinks: Sequence[Sink], guard: Guard | None = None) -> None:
         """The sinks, in order; with a guard the errors of a sink become one warning, unless it raises errors."""
-        self.sinks, self.guard = list(sinks), guard
+        self.sinks, self.guard = sorted(sinks, key=lambda sink: _kept_in(sink) is None), guard
 
     def write(self, report: Report) -> None:
         """Hand the report to every sink; the first error is raised after all had it."""
@@ -63,12 +65,20 @@ class FanOut:
         self._each(lambda sink: sink.close())
 
     def _each(self, act: Callable[[Sink], None]) -> None:
-        errors: list[Exception] = []
+        failed: list[tuple[Sink, Exception]] = []
+        kept: str | None = None
         for sink in self.sinks:
             try:
-                with nullcontext() if self.guard is None else self.guard.forgive(sink):
-                    act(sink)
+                act(sink)
+                kept = kept or _kept_in(sink)
             except Exception as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+                failed.append((sink, error))
+        if self.guard is not None:
+            self.guard.forgive(failed, kept)
+        elif failed:
+            raise failed[0][1]
+
+
+def _kept_in(sink: Sink) -> str | None:
+    """Where a history keeps its reports; None for a sink that is none."""
+    return getattr(sink, "kept_in", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OTHERS = (
     "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "tensorboard",
-    "tensorflow", "wandb", "keras", "matplotlib", "pandas", "pyarrow", "xarray", "statsmodels", "sklearn", "PIL",
-    "jsonargparse", "yaml", "hypothesis", "pytest",
+    "tensorboardX", "tensorflow", "wandb", "keras", "jax", "h5py", "matplotlib", "pandas", "pyarrow", "fsspec",
+    "safetensors", "xarray", "transformers", "accelerate", "skorch", "ignite", "fastai", "stable_baselines3",
+    "sb3_contrib", "gymnasium", "ncps", "opacus", "statsmodels", "sklearn", "arch", "PIL", "jsonargparse", "yaml",
+    "rich", "hypothesis", "pytest",
 )  # fmt: skip
+"""Everything that is installed for a trainer, a logger, pictures, tables or tests, and more of the kind."""
 
 BLOCKED = f"""
 import sys
@@ -58,20 +62,70 @@ def test_the_block_blocks() -> None:
         python(BLOCKED + "import pandas")
 
 
+MISSING = {
+    "adapters.FastaiLSTMMonitor()": "fastai",
+    "adapters.HuggingFaceLSTMMonitor()": "huggingface",
+    "adapters.IgniteLSTMMonitor()": "ignite",
+    "adapters.KerasLSTMMonitor()": "keras",
+    "adapters.LSTMMonitorCallback()": "lightning",
+    "adapters.SB3LSTMMonitor()": "sb3",
+    "adapters.SkorchLSTMMonitor()": "skorch",
+    "adapters.TensorBoardSink('runs/a')": "tensorboard",
+    "adapters.WandbSink(print)": "wandb",
+    "lm.HistorySink('runs/a')": "history",
+    "lm.load_history('tests')": "history",
+    "lm.compare_runs(['tests', 'docs'])": "history",
+    "lm.LSTMMonitor(history='runs/a')": "history",
+    "lm.LSTMMonitor(history=True)": "history",
+    "report.to_pandas()": "plots",
+    "report.plot()": "plots",
+    "study().to_pandas()": "plots",
+    "study().plot()": "plots",
+}
+"""Everything public that needs an extra."""
+
+
 def test_what_is_missing_says_how_to_install_it() -> None:
     python(
         BLOCKED
-        + """
+        + f"""
+import torch
+import lstm_monitor as lm
 import lstm_monitor.integrations as adapters
+from tests.studies import study
 
-for name, extra in (("LSTMMonitorCallback", "lightning"), ("TensorBoardSink", "tensorboard")):
+report = lm.characterize(torch.nn.GRU(2, 3), horizon=16)
+missing = {MISSING!r}
+for call, extra in missing.items():
     try:
-        made = getattr(adapters, name)
-        made("folder")
+        eval(call)
     except ImportError as error:
-        assert f'pip install "lstm-monitor[{extra}]"' in str(error), error
+        assert f'pip install "lstm-monitor[{{extra}}]"' in str(error), (call, error)
     else:
-        raise AssertionError(name)
+        raise AssertionError(call)
+assert {{call.split("(")[0] for call in missing}} >= {{f"adapters.{{name}}" for name in adapters.__all__}}
+"""
+    )
+
+
+def test_every_extra_that_the_errors_name_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(MISSING.values()) == project["optional-dependencies"].keys() - {"all", "dev"}
+
+
+@pytest.mark.parametrize("name", ["pyarrow", "fsspec", "safetensors"])
+def test_a_history_needs_all_of_its_extra(name: str) -> None:
+    python(
+        f"""
+import sys
+sys.modules[{name!r}] = None
+import lstm_monitor as lm
+try:
+    lm.HistorySink("runs/a")
+except ImportError as error:
+    assert '{name}' in str(error) and 'pip install "lstm-monitor[history]"' in str(error), error
+else:
+    raise AssertionError
 """
     )
 
@@ -81,5 +135,9 @@ def test_importing_it_imports_nothing_else(what: str) -> None:
     loaded = set(python(PLAIN_IMPORT.format(what=what)).split())
     assert what in loaded
     assert not [name for name in loaded if name.partition(".")[0] in OTHERS]
-    assert "scipy.stats" not in loaded
-    assert "torch.utils.tensorboard" not in loaded
+    assert loaded.isdisjoint({"scipy.stats", "torch.utils.tensorboard", "torch._dynamo", "numpy.testing"} - torchs())
+
+
+def torchs() -> set[str]:
+    """What ``import torch`` alone brings."""
+    return set(python(PLAIN_IMPORT.format(what="torch")).split())

@@ -78,12 +78,44 @@ def test_a_bounded_amount_waits_and_the_oldest_stays(
     assert any("are not there" in note for note in history.notes)
 
 
-def test_a_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
+def test_a_folder_that_vanishes_is_made_again_with_all_that_was_in_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     sink = HistorySink(tmp_path / "a")
     sink.write(check_at(0))
-    shutil.rmtree(tmp_path / "a")
     sink.write(check_at(10))
-    assert load_history(tmp_path).steps == (10,)
+    shutil.rmtree(tmp_path / "a")
+    sink.write(check_at(20))
+    assert load_history(tmp_path).steps == (0, 10, 20)
+    assert "was deleted; its latest reports are written again" in caplog.text
+    for file in (tmp_path / "a").iterdir():
+        file.unlink()
+    sink.close()
+    history = load_history(tmp_path)
+    assert history.steps == (0, 10, 20)
+    assert history.notes == ()
+    assert differences(history.report(0), check_at(0)) == []
+
+
+def test_a_bounded_amount_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "MOST_KNOWN", 100_000)
+    sink = HistorySink(tmp_path / "a")
+    for step in range(20):
+        sink.write(check_at(step))
+    shutil.rmtree(tmp_path / "a")
+    sink.write(check_at(20))
+    steps = load_history(tmp_path).steps
+    assert 2 < len(steps) < 20
+    assert steps == tuple(range(21 - len(steps), 21))
+
+
+def test_one_deleted_file_stays_deleted(tmp_path: Path) -> None:
+    sink = HistorySink(tmp_path)
+    for step in (0, 10, 20):
+        sink.write(check_at(step))
+    next(tmp_path.glob("check-0000000020-*")).unlink()
+    sink.write(check_at(30))
+    assert load_history(tmp_path).steps == (0, 10, 30)
 
 
 def test_a_path_where_no_folder_can_be(tmp_path: Path) -> None:

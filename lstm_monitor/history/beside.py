@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
+from lstm_monitor.errors import require
 from lstm_monitor.history.files import Folder
 from lstm_monitor.history.names import is_ours, is_weights
 from lstm_monitor.history.sink import HistorySink
@@ -31,11 +32,19 @@ def history_beside(sinks: Sequence[Sink], history: bool | str | None) -> History
         return HistorySink(history)
     if history is None and not all(find_spec(name) for name in _NEEDED):
         return None
-    folders = (getattr(sink, "directory", None) for sink in sinks)
-    folder = next((folder for folder in folders if folder is not None), None)
+    folder = next((folder for folder in map(_folder, sinks) if folder is not None), None)
     if folder is None and history:
         raise ValueError("history=True finds no sink or logger with a folder; give the folder, history='runs/a'")
     return None if folder is None else HistorySink(os.path.join(folder, FOLDER))
+
+
+def _folder(sink: Sink) -> str | None:
+    """Where the sink writes; None where it does not know, or fails to tell: it will say so when it writes."""
+    try:
+        folder: str | None = getattr(sink, "directory", None)
+    except Exception:
+        return None
+    return folder
 
 
 def bring_along(earlier: str, now: str) -> None:
@@ -54,7 +63,15 @@ def _weights_first(names: Iterable[str]) -> list[str]:
 
 
 def check_history(history: bool | str | os.PathLike[str] | None) -> bool | str | None:
-    """`history` itself, a path as text; TypeError if it is something else."""
+    """`history` itself, a path as text.
+
+    Raises:
+        ImportError: one is asked for, and its extra is not installed.
+        TypeError: it is something else.
+    """
+    if history:
+        for name in _NEEDED:
+            require(name, "history")
     if isinstance(history, os.PathLike):
         return os.fspath(history)
     if history is None or isinstance(history, bool | str):

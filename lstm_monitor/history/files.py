@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,13 @@ class Folder:
         for folder, _, names in system.walk(root):
             path = folder if _is_local(system) else system.unstrip_protocol(folder)
             yield Folder(str(path)), sorted(map(_last, names))
+
+    def holds(self, names: Sequence[str]) -> bool:
+        """Whether any of these files is there; the last one is looked for first."""
+        system, root = self._system()
+        if not names or system.exists(f"{root}/{names[-1]}"):
+            return bool(names)
+        return system.isdir(root) and not set(self.names()).isdisjoint(names)
 
     def exists(self) -> bool:
         """Whether it is there."""

@@ -24,6 +24,8 @@ from lstm_monitor.report import Report
 
 MOST_WAITING = 256 << 20
 """How many bytes wait in memory for a disk that cannot be written to."""
+MOST_KNOWN = 64 << 20
+"""How many bytes of the latest files stay in memory, for a folder that is deleted under the training."""
 
 _NEEDED = ("pyarrow.parquet", "fsspec.core", "fsspec.implementations.local", "safetensors.torch")
 
@@ -63,7 +65,8 @@ class HistorySink:
     changed or deleted; `load_history` finds out which of them make up the training. One folder is for one training,
     however often it is interrupted and resumed; of several trainings in one folder the last to write is what
     `load_history` shows, the others by ``attempt=``. What cannot be written waits in memory (256 MiB at most) and is
-    written at the next check, or when the sink is closed.
+    written at the next check, or when the sink is closed. If the folder is deleted meanwhile, what this sink wrote
+    there is written again, the latest 64 MiB of it.
 
     Args:
         path: a folder, such as ``runs/a``, or any URL of fsspec, such as ``s3://bucket/runs/a``.
@@ -84,6 +87,12 @@ class HistorySink:
         self.save_weights = self.wants_snapshots = save_weights  # the monitor asks for it
         self._attempt: _Attempt | None = None
         self._waiting: deque[_Waiting] = deque()
+        self._written: deque[_Waiting] = deque()
+
+    @property
+    def kept_in(self) -> str:
+        """Where all reports are, also those that another sink loses."""
+        return self.path
 
     def write(self, report: Report) -> None:
         """Write one report, after those that still wait; an ablation study in it goes into a file of its own.
@@ -105,10 +114,11 @@ class HistorySink:
         """
         self._attempt = None
         self._flush()
+        self._written.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """The options: a copy is a new attempt, and what waits is written by the original."""
-        return vars(self) | {"_attempt": None, "_waiting": deque()}
+        return vars(self) | {"_attempt": None, "_waiting": deque(), "_written": deque()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HistorySink:
         """A sink with the same options."""
@@ -139,10 +149,12 @@ class HistorySink:
     def _flush(self) -> None:
         folder = Folder(self.path)
         try:
+            self._recall(folder)
             while self._waiting:
                 for name, data in self._waiting[0].files:
                     folder.write(name, data)
-                self._waiting.popleft()
+                self._written.append(self._waiting.popleft())
+            _shorten(self._written)
         except Exception as error:
             self._drop_newest()
             count, size = len(self._waiting), sum(item.size for item in self._waiting)
@@ -151,11 +163,25 @@ class HistorySink:
                 f"({size / 1e6:.1f} MB) in memory will be as soon as possible, and lost if the process ends before"
             ) from error
 
+    def _recall(self, folder: Folder) -> None:
+        """Have what was written wait again, if all of it has vanished."""
+        if self._written and not folder.holds([name for item in self._written for name, _ in item.files]):
+            LOG.warning("lstm_monitor: %s was deleted; its latest reports are written again", self.path)
+            self._waiting.extendleft(reversed(self._written))
+            self._written.clear()
+
     def _drop_newest(self) -> None:
         """Keep the oldest, within what may wait."""
         while len(self._waiting) > 1 and sum(item.size for item in self._waiting) > MOST_WAITING:
             lost = self._waiting.pop()
             LOG.warning("lstm_monitor: the report at step %s is lost, too much waits for %s", lost.step, self.path)
+
+
+def _shorten(written: deque[_Waiting]) -> None:
+    """Forget the oldest, beyond what stays in memory."""
+    size = sum(item.size for item in written)
+    while size > MOST_KNOWN:
+        size -= written.popleft().size
 
 
 def _latest(path: str) -> int:
