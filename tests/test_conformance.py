@@ -275,7 +275,7 @@ def test_it_keeps_its_promises(case: tuple[str, ...], tmp_path: Path, monkeypatc
 
 
 def test_no_adapter_and_no_sink_is_left_out() -> None:
-    names = {*vars(lm), *integrations.__all__}
+    names = {*lm.__all__, *integrations.__all__}
     sinks = {name for name in names if name.endswith("Sink")} - {"Sink"}
     assert {rig.sink for rig in SINKS.values()} == sinks
     assert set().union(*(module.ADAPTERS for module in modules("host"))) == set(integrations.__all__) - sinks

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import lstm_monitor as lm
 
 ROOT = Path(__file__).parents[1]
 OTHERS = (
@@ -141,3 +144,18 @@ def test_importing_it_imports_nothing_else(what: str) -> None:
 def torchs() -> set[str]:
     """What ``import torch`` alone brings."""
     return set(python(PLAIN_IMPORT.format(what="torch")).split())
+
+
+def test_type_checkers_and_python_see_the_same_public_names() -> None:
+    tree = ast.parse((ROOT / "lstm_monitor" / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
+    seen = {alias.name: node.module for node in imports for alias in node.names if alias.asname}
+    assert seen == {name: f"lstm_monitor.{where}" for name, where in lm._WHERE.items() if name != "metrics"}
+    assert all(getattr(lm, name) is not None for name in lm.__all__)
+    assert set(lm.__all__) <= set(dir(lm))
+    with pytest.raises(AttributeError, match="no attribute 'LSTMmonitor'"):
+        lm.LSTMmonitor  # noqa: B018  # that is the test
+
+
+def test_it_is_there_before_torch_is() -> None:
+    assert "torch" not in python(PLAIN_IMPORT.format(what="lstm_monitor")).split()

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import lstm_monitor as lm
-from lstm_monitor import integrations
+from lstm_monitor import characterization, integrations
 from lstm_monitor.report import key
 from tests import trainings
 from tests.trainings import HORIZON, PACKAGES, Endless, callback, loader, modules, sequences
@@ -285,7 +285,7 @@ def test_the_first_measured_value_is_better_than_what_stood_in_for_it(mode: str,
 def test_a_monitor_that_rests_does_not_end_a_training_that_watches_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examine, calls = lm.monitor.examine, iter(range(9))
+    examine, calls = characterization.examine, iter(range(9))
 
     def once(*args: Any, **kwargs: Any) -> Any:
         if next(calls):
