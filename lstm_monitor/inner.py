@@ -6,15 +6,19 @@ these receive and give is only seen at that inner call.
 
 from __future__ import annotations
 
-from functools import cache
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from types import new_class
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lstm_monitor.custom.registry import registration_of
-from lstm_monitor.kinds import base_of, overrides_forward, reaches_torch
+from lstm_monitor.kinds import base_of, overrides_forward, passing_on, reaches_torch
 
 _NAME = "_lstm_monitor_inner"
 
@@ -38,6 +42,16 @@ class _Opened:
 
     def __init_subclass__(cls, **_: Any) -> None:
         """Nothing: a class may count or check its subclasses here."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """Copies and pickles are of the module's own class, and without hooks; only a stand-in goes along."""
+        if "forward" in vars(vars(self)[_NAME]):
+            return super().__reduce_ex__(protocol)
+        parts: Any = super().__reduce_ex__(1)  # later protocols want the class that the object has now
+        make, arguments, state, *more = parts
+        arguments = tuple(self.shut if part is type(self) else part for part in arguments)
+        state = {name: value for name, value in state.items() if name != _NAME} if isinstance(state, dict) else state
+        return make, arguments, state, *more
 
 
 def inner_of(module: nn.Module) -> nn.Module:
@@ -68,38 +82,89 @@ def settle(module: nn.Module) -> None:
     if inner is module or inner._forward_hooks or inner._forward_pre_hooks or "forward" in vars(inner):
         return
     if isinstance(module, _Opened):
-        object.__setattr__(module, "__class__", type(module).shut)
+        _shut(module)
     vars(module).pop(_NAME, None)
 
 
-@cache
+def _shut(module: nn.Module) -> None:
+    """The module's own class again; one derived from the opened class meanwhile, by a parametrization, stays."""
+    cls: Any = type(module)
+    if "shut" in vars(cls):
+        object.__setattr__(module, "__class__", cls.shut)
+    else:
+        cls.__bases__ = tuple(base.shut if issubclass(base, _Opened) else base for base in cls.__bases__)
+
+
 def _opened(shut: type, base: type) -> type:
     """A subclass of `shut` in which a class between `shut` and `base` passes the call on.
 
     `shut` is the first base, so that an object may take either class; `_Opened` is looked up before it all the same.
     """
     between = new_class(base.__name__, (base,), exec_body=lambda body: body.update(forward=_pass_on))
-    meta = new_class(type(shut).__name__, (type(shut),), exec_body=lambda body: body.update(mro=_mro))
+    parts = {"mro": _mro, "__new__": type.__new__, "__init__": type.__init__}  # a metaclass may count classes, too
+    meta = new_class(type(shut).__name__, (type(shut),), exec_body=lambda body: body.update(parts))
     body = {"shut": shut, "__module__": shut.__module__, "__qualname__": shut.__qualname__}
     return new_class(shut.__name__, (shut, between, _Opened), {"metaclass": meta}, lambda made: made.update(body))
 
 
 def _mro(made: type) -> list[type]:
-    return [made, _Opened, *(cls for cls in type.mro(made)[1:] if cls is not _Opened)]
+    first, *others = type.mro(made)
+    return [first, _Opened, *(cls for cls in others if cls is not _Opened)] if _Opened in others else [first, *others]
 
 
+@passing_on
 def _pass_on(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return vars(module)[_NAME](*args, **kwargs)
 
 
-class InnerHandle(RemovableHandle):
-    """Takes a hook off an inner call and settles its module."""
+class _Hook(partial[None]):
+    """A forward hook of which copies and pickles of its module have nothing but a place, which needs no package."""
 
-    def __init__(self, module: nn.Module, handle: RemovableHandle) -> None:
-        """Of a `handle` that was given by a hook on ``inner_of(module)``."""
-        self.module, self.handle = module, handle
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Something of Python's own that takes any arguments and returns None."""
+        return getattr, (nullcontext(), "__exit__")
+
+
+class InnerHandle(RemovableHandle):
+    """A forward hook on the inner call of a module, told ``hear(args, kwargs, output)`` of each call; `hang` hangs it.
+
+    Compiled code is as it would be without: a sequence is run eagerly in its middle and is heard, a cell is not.
+    """
+
+    def __init__(self, module: nn.Module, hear: Callable[..., None]) -> None:
+        """Not there yet."""
+        self.module, self.hook = module, _Hook(_aside(hear) if _runs_eagerly(module) else _unless_compiled(hear))
+
+    def hang(self) -> None:
+        """The hook on."""
+        inner_of(self.module).register_forward_hook(self.hook, with_kwargs=True)
 
     def remove(self) -> None:
-        """The hook off; more than once does no harm."""
-        self.handle.remove()
+        """The hook off; more than once does no harm, nor after a `hang` that was interrupted."""
+        inner = inner_now(self.module)
+        for key in [key for key, hook in inner._forward_hooks.items() if hook is self.hook]:
+            inner._forward_hooks.pop(key, None)
+            inner._forward_hooks_with_kwargs.pop(key, None)
         settle(self.module)
+
+
+def _runs_eagerly(module: nn.Module) -> bool:
+    """Whether the compiler breaks off at this module, as it does at torch's sequences by default."""
+    compiler = sys.modules.get("torch._dynamo")  # importing it takes a second
+    return compiler is not None and isinstance(module, nn.RNNBase) and not getattr(compiler.config, "allow_rnn", False)
+
+
+def _aside(hear: Callable[..., None]) -> Callable[..., None]:
+    """A hook that the compiler does not look into."""
+    aside: Callable[..., None] = torch.compiler.disable(lambda _, args, kwargs, output: hear(args, kwargs, output))
+    return aside
+
+
+def _unless_compiled(hear: Callable[..., None]) -> Callable[..., None]:
+    """A hook of which nothing is left in compiled code: a break there can be an error, or change the results."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            hear(args, kwargs, output)
+
+    return hook

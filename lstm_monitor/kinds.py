@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import unwrap
+from typing import Any, TypeVar
 
 from torch import nn
 
 from lstm_monitor.records import Kind
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 SUPPORTED: dict[type[nn.Module], str] = {
     nn.LSTM: "lstm",
@@ -33,9 +37,20 @@ def reaches_torch(module: nn.Module) -> bool:
     """Whether a recurrent module's class inherits torch's own forward, or calls ``super().forward`` around it."""
     base = base_of(module)
     own = type(module).__mro__[: type(module).__mro__.index(base)] if base is not None else ()
-    codes = (getattr(unwrap(value), "__code__", None) for cls in own for value in vars(cls).values() if callable(value))
-    uses_super = any({"super", "forward"} <= set(code.co_names) for code in codes if code is not None)
-    return uses_super or not overrides_forward(module)
+    return not overrides_forward(module) or all(_passes_on(cls) for cls in own if "forward" in vars(cls))
+
+
+def passing_on(forward: Forward) -> Forward:
+    """Mark a forward that leads to torch's own, though not by ``super()``."""
+    vars(forward)["_passes_on"] = True
+    return forward
+
+
+def _passes_on(cls: type) -> bool:
+    if getattr(vars(cls)["forward"], "_passes_on", False):
+        return True
+    codes = (getattr(unwrap(value), "__code__", None) for value in vars(cls).values() if callable(value))
+    return any({"super", "forward"} <= set(code.co_names) for code in codes if code is not None)
 
 
 def weight_names(module: nn.Module) -> list[str]:

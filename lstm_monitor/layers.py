@@ -244,8 +244,8 @@ def _unsupported(module: nn.Module, model: nn.Module) -> str | None:
         )
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
         return "its parameters are not initialized yet (lazy module)"
-    names = weight_names(module)
-    lost = list(unknown(module, names, holder_of(model, module, names)))
+    made = [name for name in weight_names(module) if not is_parameter(module, name)]
+    lost = list(unknown(module, made, holder_of(model, module, made))) if made else []
     if lost:
         return f"{', '.join(lost)} is no parameter, and it is unknown from which parameters it is computed"
     return None

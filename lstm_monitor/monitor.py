@@ -31,7 +31,7 @@ from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
 from lstm_monitor.records import Alarm, Probe, Snapshot
 from lstm_monitor.report import Report
 from lstm_monitor.schedule import Schedule, as_schedule
-from lstm_monitor.sinks import FanOut, Sink
+from lstm_monitor.sinks import FanOut, Sink, check_sinks
 from lstm_monitor.snapshots import snapshot
 from lstm_monitor.studies.check import AblationCheck, loop_check, study_of_loop
 from lstm_monitor.study.study import Study
@@ -105,7 +105,7 @@ class LSTMMonitor:
         self.output, self.ablation = output, loop_check(ablation, held_out)
         self.layers, self.rank_by = layers, check_ranking_name(rank_by)
         self.horizon, self.held_out_steps = check_horizon(horizon), check_steps(held_out_steps)
-        self.sinks, self.history = list(sinks), check_history(history)
+        self.sinks, self.history = check_sinks(sinks), check_history(history)
         self._kept: list[HistorySink] | None = None
         self._kept_before: str | None = None
         if every_n_epochs is None and every_n_steps is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
+from lstm_monitor.changes import Change, changed
 from lstm_monitor.custom.calls import received
 from lstm_monitor.custom.registry import Registration, registration_of
-from lstm_monitor.inner import InnerHandle, inner_of
+from lstm_monitor.inner import InnerHandle
 
 MAX_STEPS = 1024
 LEAST_SEQUENCES = 4
@@ -40,7 +41,7 @@ class Recording:
 
 @dataclass(eq=False)
 class _Run:
-    """One call of a module, or several that carry their state on: pieces ``(N, t, I)``, of which `count` rows are kept.
+    """One call of a module, or several that carry their state on: pieces ``(N, t, I)``, of which `count` rows are used.
 
     `called` is the (N, T) that the module received; T is cut to 1,024 `steps`.
     """
@@ -57,7 +58,7 @@ class _Run:
 
     @property
     def inputs(self) -> Tensor:
-        """``(N, T, I)`` of the sequences that are kept."""
+        """``(N, T, I)`` of the sequences that are used."""
         return torch.cat([piece[: self.count] for piece in self.pieces], dim=1)
 
 
@@ -79,33 +80,37 @@ class Recorder:
     @contextmanager
     def batch(self, mask: Tensor | None = None) -> Iterator[None]:
         """Record one forward pass inside; `mask (N, T)` marks the steps that count in statistics."""
-        handles = self.attach()
+        self._new = {module: [] for module in self.modules}
         try:
-            yield
+            with changed([Change(handle, handle.hang, handle.remove) for handle in self._handles()]):
+                yield
         finally:
-            self.detach(handles, mask)
+            self.detach([], mask)
 
     def attach(self) -> list[RemovableHandle]:
         """Start recording one forward pass."""
         self._new = {module: [] for module in self.modules}
+        handles = self._handles()
+        with ExitStack() as stack:
+            stack.callback(_remove, handles)
+            for handle in handles:
+                handle.hang()
+            stack.pop_all()
+        return [*handles]
+
+    def _handles(self) -> list[InnerHandle]:
+        """A hook for each module that has not been heard enough, on the call of torch's own forward; not there yet."""
         wanting = [module for module in self.modules if self._room(module) > 0]
-        return [self._listen(module) for module in wanting]
+        return [InnerHandle(module, self._hearing(module)) for module in wanting]
 
-    def _listen(self, module: nn.Module) -> RemovableHandle:
-        """A hook on the call of torch's own forward, which may lie inside the module's."""
-
-        def hear(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self._hook(module, args, kwargs, output)
-
+    def _hearing(self, module: nn.Module) -> Callable[..., None]:
         registration = registration_of(module)
-        if registration is not None:
-            return module.register_forward_hook(partial(self._hear_custom, registration), with_kwargs=True)
-        return InnerHandle(module, inner_of(module).register_forward_hook(hear, with_kwargs=True))
+        own = self._hook if registration is None else partial(self._hear_custom, registration)
+        return partial(own, module)
 
-    def detach(self, handles: list[RemovableHandle], mask: Tensor | None = None) -> None:
+    def detach(self, handles: Iterable[RemovableHandle], mask: Tensor | None = None) -> None:
         """End the forward pass: hooks off, what was received kept."""
-        for handle in handles:
-            handle.remove()
+        _remove(handles)
         for module, runs in self._new.items():
             self._runs[module].extend(_masked(run, mask) for run in runs)
         self._new = {}
@@ -150,7 +155,20 @@ class Recorder:
             _append(runs[-1], run, self.max_steps)
         elif (room := self._room(module)) > 0:
             run.count = min(run.count, max(room // run.steps, LEAST_SEQUENCES))
+            run.pieces = [piece[: run.count].clone() for piece in run.pieces]
+            run.state, run.final = _copied(run.state, run.count), _copied(run.final, run.count)
             runs.append(run)
+
+
+def _remove(handles: Iterable[RemovableHandle]) -> None:
+    """Each, even where another fails."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+
+
+def _copied(states: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    return tuple(state[:, :count].clone() for state in states)
 
 
 def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output: Any) -> _Run:
@@ -165,7 +183,7 @@ def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output:
     elif not module.batch_first:
         inputs = inputs.transpose(0, 1)
     final = _batched(output[1] if isinstance(module, nn.RNNBase) else output, module)
-    kept, called = inputs.detach()[:, :MAX_STEPS].clone(), (inputs.shape[0], inputs.shape[1])
+    kept, called = inputs.detach()[:, :MAX_STEPS], (inputs.shape[0], inputs.shape[1])
     return _Run([kept], kept.shape[1], lengths, state, final, inputs.shape[0], called)
 
 
@@ -173,8 +191,8 @@ def _as_custom_run(
     registration: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> _Run:
     call = received(registration, module, args, kwargs, output)
-    kept, called = call.inputs.detach()[:, :MAX_STEPS].clone(), (call.inputs.shape[0], call.inputs.shape[1])
-    state, final = (tuple(part.detach().clone() for part in parts) for parts in (call.state, call.final))
+    kept, called = call.inputs.detach()[:, :MAX_STEPS], (call.inputs.shape[0], call.inputs.shape[1])
+    state, final = (tuple(part.detach() for part in parts) for parts in (call.state, call.final))
     run = _Run([kept], kept.shape[1], call.lengths, state, final, called[0], called)
     if call.outputs is not None:
         run.outputs = [call.outputs.detach()[:LEAST_SEQUENCES, :MAX_STEPS].clone()]
@@ -189,7 +207,7 @@ def _batched(hx: Any, module: nn.Module) -> tuple[Tensor, ...]:
         batched = [t if t.dim() == 3 else t[:, None] for t in tensors]
     else:
         batched = [t.reshape(1, -1, t.shape[-1]) for t in tensors]
-    return tuple(t.detach().clone() for t in batched)
+    return tuple(t.detach() for t in batched)
 
 
 def _continues(before: _Run, run: _Run) -> bool:
@@ -204,11 +222,11 @@ def _continues(before: _Run, run: _Run) -> bool:
 
 def _append(before: _Run, run: _Run, max_steps: int) -> None:
     """Join a call that carries the state on; of a growing sequence fewer rows are kept."""
-    piece = run.pieces[0][: before.count, : MAX_STEPS - before.steps].to(before.pieces[0])
+    piece = run.pieces[0][: before.count, : MAX_STEPS - before.steps].to(before.pieces[0], copy=True)
     before.pieces.append(piece)
     before.outputs += [part[:, : piece.shape[1]] for part in run.outputs]
     before.steps += piece.shape[1]
-    before.final = run.final
+    before.final = _copied(run.final, before.count)
     before.called = (before.called[0], before.called[1] + run.called[1])
     before.count = min(before.count, max(max_steps // before.steps, LEAST_SEQUENCES))
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lstm_monitor.changes import Change, changed
+
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module | None = None) -> Iterator[None]:
@@ -77,17 +79,30 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     kept = [(vars(module), dict(vars(module))) for module in model.modules()]
     values = {id(value): value for _, attributes in kept for value in attributes.values()}.values()
     containers = [(value, value.copy()) for value in values if type(value) in (dict, list, set)]
-    try:
+
+    def switch() -> None:
         for attributes, _ in kept:
             attributes["training"] = False
-        yield
-    finally:
+
+    def put_back() -> None:
         for attributes, before in kept:
-            attributes.clear()
-            attributes.update(before)
+            _refill(attributes, before)
         for container, content in containers:
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(content)
+
+    with changed([Change(object(), switch, put_back)]):
+        yield
+
+
+def _refill(attributes: dict[str, Any], before: dict[str, Any]) -> None:
+    """As before, in the order of before; at no moment is one of them missing."""
+    attributes.update(before)
+    for name in [name for name in attributes if name not in before]:
+        attributes.pop(name, None)
+    if [*attributes] != [*before]:
+        attributes.clear()
+        attributes.update(before)
 
 
 @contextlib.contextmanager
@@ -96,9 +111,11 @@ def tensors_put_back(model: nn.Module) -> Iterator[None]:
     plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
     held = [tensor for tensor in (*model.buffers(), *plain) if not nn.parameter.is_lazy(tensor)]
     saved = [(tensor, tensor.detach().clone()) for tensor in held if not isinstance(tensor, nn.Parameter)]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for tensor, before in saved:
             if tensor.shape != before.shape or not torch.equal(tensor, before):
                 tensor.detach().copy_(before)
+
+    with changed([Change(object(), lambda: None, put_back)]):
+        yield

@@ -135,9 +135,9 @@ class _Watch:
         """
         if switched_off():
             return
+        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
         if isinstance(self.source, nn.Module):
             self._do("The start of the training", lambda: self._take(self.source))
-        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
         self._handles += [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
 
     def off(self) -> None:

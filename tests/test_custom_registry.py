@@ -63,7 +63,9 @@ def test_subclasses_contexts_and_forgetting() -> None:
 
 def test_skipped_cells_say_how_to_register_them() -> None:
     class MyLSTM(nn.Module):
-        pass
+        def __init__(self) -> None:
+            super().__init__()
+            self.gates = nn.Linear(5, 12)
 
     skipped = lm.find_layers(nn.ModuleDict({"own": MyLSTM(), "rnn": nn.LSTM(2, 3)})).skipped
     assert "Register its class with lstm_monitor.register_cell(...)" in str(skipped[0])

@@ -359,3 +359,21 @@ def test_what_shows_in_the_first_check_is_named_there(options: dict[str, Any], w
     monitor, _ = watch(options.pop("model", model()), **options)
     with pytest.raises((ValueError, TypeError), match=words):
         monitor.on_train_begin()
+
+
+def test_a_data_parallel_model_is_checked_by_one_process_alone(tmp_path: Path) -> None:
+    class Parallel(torch.nn.parallel.DistributedDataParallel):
+        """To run it is a collective: buffers are broadcast."""
+
+        def forward(self, *args: Any) -> Any:
+            raise AssertionError("the other processes would have to take part")
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = Parallel(nn.Sequential(nn.BatchNorm1d(6), nn.LSTM(3, 4, batch_first=True)))
+        report = lm.LSTMMonitor(model, torch.randn(5, 6, 3), on_error="raise").check()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert report is not None
+    assert str(report.layers[0].key) == "1.l0"
+    assert report.layers[0].ranking.name == "output_sensitivity"

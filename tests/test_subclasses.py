@@ -290,6 +290,47 @@ def test_registries_of_subclasses_do_not_notice() -> None:
     assert Counted.known == ["named"]
 
 
+class Once(type):
+    """A metaclass that takes each name once."""
+
+    known: set[str] = set()  # noqa: RUF012  # a registry
+
+    def __new__(cls, name: str, *rest: Any) -> Once:
+        if name in cls.known:
+            raise TypeError(f"{name} is there already")
+        cls.known.add(name)
+        return super().__new__(cls, name, *rest)
+
+
+def test_registries_of_metaclasses_do_not_notice_and_classes_are_not_kept() -> None:
+    class Local(nn.LSTM, metaclass=Once):
+        """One that is counted."""
+
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            return super().forward(input, hx)
+
+    lm.snapshot(Local(3, 5), torch.randn(7, 4, 3))
+    assert Once.known == {"Local"}
+    gone = weakref.ref(Local)
+    del Local
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_class_above_one_that_computes_something_else_is_skipped() -> None:
+    class Own(nn.LSTM):
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            return input.cumsum(0), hx
+
+    class Above(Own):
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            return super().forward(input, hx)
+
+    found = lm.find_layers(nn.ModuleDict({"above": Above(3, 5), "gru": nn.GRU(3, 5)}))
+    assert [str(layer.key) for layer in found] == ["gru.l0"]
+    assert "does not call super().forward" in found.skipped[0].reason
+
+
 def test_compiled_models() -> None:
     own, plain, x = nets()
     compiled = torch.compile(own, backend="eager")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lstm_monitor.undisturbed import undisturbed
+from lstm_monitor.undisturbed import eval_mode, undisturbed
 
 
 class PlantedError(RuntimeError):
@@ -227,3 +228,30 @@ def test_lazy_modules_that_are_not_initialized_yet_are_left_alone() -> None:
     with undisturbed(model):
         pass
     assert isinstance(model[1].running_mean, nn.parameter.UninitializedBuffer)
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_modules_are_whole_after_an_interrupt_while_they_are_put_back(at: int) -> None:
+    model = nn.Sequential(nn.LSTM(2, 3), nn.Dropout(0.5))
+    before = [dict(vars(module)) for module in model.modules()]
+    lines = 0
+
+    def interrupt(frame: Any, event: str, _: Any) -> Any:
+        nonlocal lines
+        if event == "line" and frame.f_code.co_name in ("put_back", "_refill"):
+            lines += 1
+            if lines == at:
+                raise KeyboardInterrupt
+        return interrupt
+
+    context, trace = eval_mode(model), sys.gettrace()
+    context.__enter__()
+    assert not model.training
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            context.__exit__(None, None, None)
+    finally:
+        sys.settrace(trace)
+    assert [vars(module) for module in model.modules()] == before
+    assert [[*vars(module)] for module in model.modules()] == [[*values] for values in before]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
-from lstm_monitor import MemorySink
+from lstm_monitor import MemorySink, register_cell
 from lstm_monitor.guard import MonitorWarning
 from lstm_monitor.layers import Layer
 from lstm_monitor.watching import watch_optimizer
@@ -296,6 +298,112 @@ def test_ablation_at_the_end() -> None:
         library(2)
     assert monitor.report is not None
     assert monitor.report.study is not None
+
+
+# --- while the first step is recorded --------------------------------------------------------------------------
+
+
+class Around(nn.LSTM):
+    """Its forward calls torch's."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return super().forward(input, hx)
+
+
+COPY: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "deepcopy": copy.deepcopy,
+    "average": lambda model: torch.optim.swa_utils.AveragedModel(model).module,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("rnn", [nn.LSTM, Around])
+@pytest.mark.parametrize("how", COPY)
+def test_copies_are_of_their_own_and_need_nothing_of_ours(how: str, rnn: type[nn.LSTM]) -> None:
+    model = nn.Sequential(rnn(3, 4))
+    with watch_optimizer(model, budget=None, on_error="raise") as monitor:
+        copied = COPY[how](model)
+        assert b"lstm_monitor" not in pickle.dumps(model)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(2):
+            model(torch.ones(5, 2, 3))[0].sum().backward()
+            copied(torch.ones(5, 4, 3))
+            optimizer.step()
+            copied(torch.ones(5, 4, 3))
+    assert monitor.report is not None
+    assert monitor.report.layers[0].point_source == "held_out"
+    assert type(copied[0]) is type(model[0]) is rnn
+    assert vars(copied[0]).keys() == vars(model[0]).keys() == vars(rnn(3, 4)).keys()
+
+
+def test_a_parametrization_that_comes_meanwhile_stays() -> None:
+    model = Around(3, 4)
+    with watch_optimizer(model, budget=None, on_error="raise"):
+        nn.utils.parametrizations.weight_norm(model, "weight_hh_l0")
+        model(torch.ones(5, 2, 3))[0].sum().backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+    assert type(model).__mro__[1] is Around
+    assert nn.utils.parametrize.is_parametrized(model, "weight_hh_l0")
+    model(torch.ones(5, 2, 3))[0].sum().backward()
+
+
+class Cells(nn.Module):
+    """A loop of cells, which compiles as one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = (x.new_zeros(len(x), 4), x.new_zeros(len(x), 4))
+        for column in x.unbind(1):
+            state = self.cell(column, state)
+        return state[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch 2.13's compiler uses what it deprecates
+@pytest.mark.parametrize(("make", "whole"), [(Cells, True), (Net, False)])
+def test_compiled_models_are_compiled_as_without(make: Callable[[], nn.Module], whole: bool) -> None:
+    torch._dynamo.reset()
+    model = make()
+    compiled = torch.compile(model, backend="eager", fullgraph=whole)
+    with watch_optimizer(compiled, budget=None, on_error="raise") as monitor:
+        optimizer = adam(model)
+        for _ in range(3):
+            compiled(torch.randn(8, 6, 3)).sum().backward()
+            optimizer.step()
+    assert monitor.steps == 3
+    assert monitor.report is not None
+    assert monitor.report.layers[0].point_source == ("default" if whole else "held_out")
+
+
+class Noisy(nn.Module):
+    """A cell that starts anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size, self.mix = 3, 4, nn.Linear(7, 4)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.mix(torch.cat([x, h], 1)))
+
+
+def test_registered_cells_are_heard_until_the_first_step_and_draw_nothing() -> None:
+    def step(cell: Noisy, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return cell(x, h), cell(x, h)
+
+    def begin(cell: Noisy, n: int) -> Tensor:
+        return torch.randn(n, cell.hidden_size)
+
+    model = Noisy()
+    with register_cell(Noisy, step=step, state=begin), watch_optimizer(model, budget=None, on_error="raise") as monitor:
+        optimizer, before = torch.optim.SGD(model.parameters(), 0.1), torch.get_rng_state()
+        model(torch.ones(2, 3), torch.zeros(2, 4)).sum().backward()
+        optimizer.step()
+        assert torch.equal(before, torch.get_rng_state())
+        assert not model._forward_hooks
+    assert monitor.report is not None
+    assert monitor.report.layers[0].point_source == "held_out"
 
 
 # --- ends ----------------------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ def start_of(registration: Registration, cell: nn.Module) -> tuple[tuple[Tensor,
 def _asked(registration: Registration, cell: nn.Module) -> Any:
     assert registration.state is not None
     try:
-        return registration.state(cell, 1)
+        with random_states():
+            return registration.state(cell, 1)
     except Exception as error:
         raise ValueError(
             f"state= registered for {registration.cls.__name__} failed: {type(error).__name__}: {error}"
