@@ -19,7 +19,7 @@ from lstm_monitor.outputs import Select
 from lstm_monitor.reasons import Thresholds
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recorder, Recording
 from lstm_monitor.report import Report
-from lstm_monitor.sinks import Sink, check_pictures_every
+from lstm_monitor.sinks import Sink, check_pictures_every, check_sinks
 from lstm_monitor.studies.check import AblationCheck, as_check
 
 
@@ -106,7 +106,7 @@ class LightningHooks:
         check_pictures_every(pictures_every)
         self.name, self.pictures_every = name, pictures_every
         self.ablation = as_check(ablation)
-        self.sinks: list[Sink] = list(sinks or [])
+        self.sinks: list[Sink] = check_sinks(sinks)
         LSTMMonitor(**self._options)  # bad arguments are told at once
         self._state: dict[str, Any] | None = None
         self.report: Report | None = None

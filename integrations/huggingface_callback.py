@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -24,8 +25,9 @@ class HuggingFaceLSTMMonitor(Hosted, TrainerCallback):
     the model, such as ``collator([dataset[i] for i in range(32)])``; its output is the first tensor that is no loss.
     Steps are the Trainer's global steps: one an update of the weights, whatever the accumulation.
 
-    With ``report_to="wandb"`` reports go to that run. What is remembered is kept in the checkpoints' trainer state, and
-    taken up by ``resume_from_checkpoint``. ``metric_for_best_model`` may be a key of ours.
+    With ``report_to="wandb"`` reports go to that run, with ``"tensorboard"`` into ``<output_dir>/runs/lstm_monitor``.
+    What is remembered is kept in the checkpoints' trainer state, and taken up by ``resume_from_checkpoint``.
+    ``metric_for_best_model`` may be a key of ours.
 
     Args:
         name: tells several such callbacks of one Trainer apart in checkpoints.
@@ -52,9 +54,9 @@ class HuggingFaceLSTMMonitor(Hosted, TrainerCallback):
             return
         self._state = state
         packed = _callback_states(state).get(self.name)
-        if packed and state.global_step > 0:
-            self.load_state_dict(unpack(packed["attributes"]["packed"]))
         self.begin(model, state.global_step, int(state.epoch or 0))
+        if packed and state.global_step > 0:
+            self.do("Reading the checkpoint", lambda: self.load_state_dict(unpack(packed["attributes"]["packed"])))
         self.do("Reaching the loggers", lambda: self._reach_loggers(args))
         self.first()
 
@@ -94,7 +96,13 @@ class HuggingFaceLSTMMonitor(Hosted, TrainerCallback):
 
     def _reach_loggers(self, args: TrainingArguments) -> None:
         given = [type(sink).__name__ for sink in self.options.get("sinks", ())]
-        if self.monitor is not None and "wandb" in (args.report_to or ()) and "WandbSink" not in given:
+        if self.monitor is None:
+            return
+        if "tensorboard" in (args.report_to or ()) and "TensorBoardSink" not in given:
+            from lstm_monitor.integrations import TensorBoardSink
+
+            self.monitor.sinks.append(TensorBoardSink(os.path.join(str(args.output_dir), "runs", PREFIX)))
+        if "wandb" in (args.report_to or ()) and "WandbSink" not in given:
             import wandb
 
             from lstm_monitor.integrations import WandbSink

@@ -18,7 +18,8 @@ MOST_DEAD = 0.5
 SAME = 1e-6
 
 _ADVICE = {
-    "unchanged": "give its parameters to the optimizer, or set requires_grad=False if it is frozen on purpose",
+    "unchanged": "give its parameters to the optimizer, look for a detach() or no_grad() between it and the loss, or "
+    "set requires_grad=False if it is frozen on purpose",
     "saturated": "lower the learning rate, or clip gradients",
     "collapsed": "it forgets at once: look at the learning rate and at the bias of its forget gate",
     "runaway": "it hardly forgets any more: look at the learning rate and at the scale of the inputs",

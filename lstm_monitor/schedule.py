@@ -42,6 +42,10 @@ def as_schedule(argument: str, value: int | Schedule | None) -> Schedule | None:
     Raises:
         ValueError: a number under 1, or neither a number nor a function; it names the argument.
     """
+    if hasattr(value, "parameters"):
+        raise ValueError(
+            f"{argument}={type(value).__name__}(...) is a module, no schedule; a trainer's callback finds the model itself"
+        )
     if value is None or (callable(value) and not isinstance(value, int)):
         return value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from lstm_monitor.guard import Guard
@@ -29,6 +29,18 @@ def check_pictures_every(pictures_every: int | None) -> None:
     """Raise ValueError unless `pictures_every` is a number of checks of at least 0, or None."""
     if pictures_every is not None and pictures_every < 0:
         raise ValueError(f"pictures_every={pictures_every} is negative; give 0 for none, or None")
+
+
+def check_sinks(sinks: Sequence[Sink] | None) -> list[Sink]:
+    """The sinks as a list; TypeError if one of them cannot take reports."""
+    example = "give a list of sinks, such as sinks=[TensorBoardSink('runs/a')]"
+    if isinstance(sinks, str) or not isinstance(sinks, Iterable | None):
+        raise TypeError(f"sinks={sinks!r} is no list; {example}")
+    given = list(sinks or ())
+    for sink in given:
+        if isinstance(sink, type) or not isinstance(sink, Sink):
+            raise TypeError(f"sinks: {sink!r} is no object with write(report) and close(); {example}")
+    return given
 
 
 class MemorySink:

@@ -757,3 +757,8 @@ def test_an_example_that_does_not_fit() -> None:
     thin = prune(nn.LSTM(3, HIDDEN), {"l0": KEEP})
     with pytest.raises(ValueError, match="hx has 3 features, but the state shows 6"):
         thin(torch.zeros(2, 1, 3), (torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)))
+
+
+def test_a_number_of_cells_is_no_choice_of_cells() -> None:
+    with pytest.raises(TypeError, match=r"keep=8 is no mapping; give the cells of each layer"):
+        lm.prune(nn.LSTM(2, 9), keep=8)  # type: ignore[arg-type]  # that is the mistake

@@ -4,6 +4,7 @@ import pickle
 from typing import Any
 
 import pytest
+import torch
 
 import lstm_monitor as lm
 from lstm_monitor.schedule import as_schedule
@@ -36,3 +37,8 @@ def test_a_number_or_a_function_or_never() -> None:
     assert as_schedule("every_n_steps", None) is None
     assert as_schedule("every_n_steps", callable) is callable
     assert as_schedule("every_n_steps", 4) == lm.every(4)
+
+
+def test_a_model_in_the_place_of_an_interval() -> None:
+    with pytest.raises(ValueError, match=r"every_n_epochs=Linear\(...\) is a module"):
+        as_schedule("every_n_epochs", torch.nn.Linear(1, 1))

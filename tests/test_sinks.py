@@ -46,3 +46,9 @@ def test_one_that_fails_does_not_keep_a_report_from_the_others() -> None:
     assert before.reports == after.reports == [REPORT]
     assert before.closed
     assert after.closed
+
+
+@pytest.mark.parametrize("wrong", ["runs", ["x"], [lm.MemorySink], lm.MemorySink(), 3])
+def test_what_takes_no_reports_is_refused_at_once(wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"sinks.*give a list of sinks, such as sinks=\[TensorBoardSink"):
+        lm.LSTMMonitor(sinks=wrong)  # type: ignore[arg-type]  # that is the mistake

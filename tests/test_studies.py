@@ -407,7 +407,9 @@ def test_nan_for_some_cells_is_their_effect() -> None:
     effects = study["rnn.l0"].effects
     assert torch.isnan(effects.score).nonzero()[:, 0].tolist() == [3]
     assert not bool(effects.exact[3])
-    assert any("1 cells have no effect: not reached in time, or the score was NaN" in note for note in study.notes)
+    assert any(
+        "cells without a measured effect: 1 (not reached in time, or the score was NaN)" in note for note in study.notes
+    )
     assert repr(study)
 
 
@@ -565,7 +567,7 @@ def test_a_tiny_budget_is_kept_and_said() -> None:
     layer = study["rnn.l0"]
     # of a full study 12 cells, 20 curves of 11 points, the rest: over 5 s
     assert took < 2.5
-    assert any("cells have no effect: not reached in time" in note for note in study.notes)
+    assert any("not reached in time" in note for note in study.notes)
     assert any("curves on" in note and "of 8 random orders, for the time allowed" in note for note in study.notes)
     unknown = torch.isnan(layer.effects.score)
     assert bool(unknown.any())

@@ -249,12 +249,16 @@ def test_the_summary():
         "rnn.l0: trust 'output_sensitivity' (rho 0.90 [0.85, 0.95] with the effect of removing a cell).",
         "  val_loss without the layer: 3",
         "  the most harmful cells to remove: 0 (val_loss worse by 0.9 \u00b1 0.1), 1 (0.3 \u00b1 0.05), 2 (0.02 "
-        "\u00b1 0.01), 3",
-        "    (-0.01 \u00b1 0.01)",
+        "\u00b1 0.01)",
         "  cells whose removal changes the output by less than 0.001 of its variance: 1 of 4",
         "  effects of single cells: 3 exact, 1 estimated from a part of the sequences",
         "note: rnn.l1 was left out",
     ]
+
+
+def test_cells_whose_removal_improves_the_score_are_not_called_harmful():
+    effects = replace(layer().effects, score=doubles([-0.1, NAN, 0, -0.2]))
+    assert "the most harmful cells to remove: none of the 3 measured ones" in repr(study(layer(effects=effects)))
 
 
 def test_the_summary_without_a_score():

@@ -135,7 +135,8 @@ def one_step(weights: CellWeights, x: Tensor, state: State) -> tuple[Tensor, Sta
         shapes = ", ".join(str(tuple(part.shape)) for part in state)
         raise ValueError(
             f"{who} failed on inputs {tuple(x.shape)} and state {shapes}: {type(error).__name__}: {error}; it must "
-            "return (hidden, new_state)"
+            "return (hidden, new_state). Where the cell takes another first state, such as a tuple (h, c), register it "
+            "with state=lambda cell, n: ..."
         ) from error
     parts = tuple(new) if isinstance(new, tuple | list) else (new,)
     if not isinstance(hidden, Tensor) or hidden.dim() != 2 or len(hidden) != len(x):

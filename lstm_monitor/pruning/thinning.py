@@ -107,6 +107,9 @@ def _cells_of(layer: Layer) -> int:
 
 def _cells_to_keep(layers: Layers, keep: Cells) -> dict[LayerKey, Tensor]:
     """The cells that stay in every layer, ascending; all of them where `keep` says nothing."""
+    if not isinstance(keep, Mapping):
+        allowed = "give the cells of each layer, {'rnn.l0': [0, 3]}, or study.keep(max_loss=0.01)"
+        raise TypeError(f"keep={keep!r} is no mapping; {allowed}")
     given = {str(name): cells for name, cells in keep.items()}
     names = [str(layer.key) for layer in layers]
     for name in given:

@@ -55,7 +55,9 @@ def _effects(bench: Bench, key: LayerKey, found: Singles, better: Better) -> Eff
     judged = score.values if bench.scored else output.values
     lacking = int(torch.isnan(judged).sum())
     if lacking:
-        bench.notes.append(f"{key}: {lacking} cells have no effect: not reached in time, or the score was NaN")
+        bench.notes.append(
+            f"{key}: cells without a measured effect: {lacking} (not reached in time, or the score was NaN)"
+        )
     return Effects(output.values, output.errors, sign * score.values, score.errors, exact & ~torch.isnan(judged))
 
 

@@ -84,7 +84,11 @@ def _emptied(layer: LayerStudy, score: str | None, better: Better) -> str:
 def _hardest_words(layer: LayerStudy, score: str | None) -> str:
     by, cells = hardest(layer)
     what = f"{score} worse by" if by == "score" else "output changes by"
-    first, *rest = cells[:LISTED].tolist()
+    values = layer.effects.score if by == "score" else layer.effects.output
+    harmful = cells[values[cells] > 0]
+    if not harmful.numel():
+        return f"none of the {cells.numel()} measured ones"
+    first, *rest = harmful[:LISTED].tolist()
     others = [f"{cell} ({measured(layer, by, cell)})" for cell in rest]
     return ", ".join([f"{first} ({what} {measured(layer, by, first)})", *others])
 

@@ -179,3 +179,20 @@ def test_options_are_told_at_once() -> None:
     with pytest.raises(ValueError, match="nothing to measure"):
         HuggingFaceLSTMMonitor(ablation=True)
     assert torch.equal(monitor().options["held_out"]["x"], HELD_OUT)
+
+
+def test_what_the_trainer_reports_to_tensorboard_has_our_values_beside(tmp_path: Path) -> None:
+    trained(tmp_path, monitor(), report_to="tensorboard")
+    assert list((tmp_path / "runs" / "lstm_monitor").glob("events.out.tfevents*"))
+    assert lm.load_history(tmp_path).steps == (0, 6, 12)
+
+
+def test_a_state_that_is_not_ours_is_one_warning(tmp_path: Path) -> None:
+    trained(tmp_path, monitor(), save_strategy="epoch")
+    file = tmp_path / "checkpoint-6" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    state["stateful_callbacks"]["lstm_monitor"] = {"args": {}, "attributes": {"packed": "no state of ours"}}
+    file.write_text(json.dumps(state))
+    resumed = trainer(tmp_path, monitor(on_error="warn"))
+    warned_once(lambda: resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6")))
+    assert resumed.state.global_step == 12
