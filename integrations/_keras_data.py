@@ -31,6 +31,15 @@ class HeldOut:
         """What the model takes, from tensors in their order here."""
         return _packed(self.structure, iter(tensors))
 
+    def check_fits(self, model: Any) -> None:
+        """Raise ValueError where there are more arrays than the model has inputs."""
+        inputs = getattr(model, "inputs", None)
+        if inputs and not isinstance(self.structure, Mapping) and len(self.tensors) > len(inputs):
+            raise ValueError(
+                f"held_out holds {len(self.tensors)} arrays, and the model {model.name!r} takes {len(inputs)}: give "
+                "what it takes as x, such as held_out=x_val, and no targets"
+            )
+
     def batches(self, count: int, size: int | None = None) -> tuple[list[tuple[Tensor, ...]], list[Tensor] | None]:
         """About `count` of the sequences, drawn by a generator of its own, in batches, and the masks of these.
 

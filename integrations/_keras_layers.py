@@ -72,7 +72,7 @@ def find_keras_layers(model: Any) -> KerasLayers:
         elif isinstance(layer, keras.layers.RNN):
             reason, found = _of_rnn(path, layer)
         elif isinstance(layer, keras.layers.Dense):
-            readers[path] = layer
+            readers |= {path: layer} if layer.built else {}
         else:
             reason = against_stranger(layer)
         if reason is not None:

@@ -21,10 +21,10 @@ CLOSED = -1e4
 
 
 def as_array(variable: Any) -> Array:
-    """A copy of a Keras variable's value on the host, in float32 where it is a half."""
+    """A copy of the value of a Keras variable, or tensor, on the host, in float32 where it is a half."""
     import keras
 
-    value = variable.value
+    value = getattr(variable, "value", variable)
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
         return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy().copy()

@@ -67,10 +67,13 @@ class Rows:
         self._written |= dict.fromkeys(values) | {AXIS: values[AXIS]}
 
     def _define(self, values: Row) -> None:
-        """Give each metric our axis by its exact name: a glob may lose against one of the user's."""
+        """Give each metric our axis by its exact name: a glob may lose against one of the user's.
+
+        A layer's name with a star in it can be no exact name: such metrics keep the run's own axis.
+        """
         names = {f"{name}_table" if isinstance(value, CustomChart) else name
                  for name, value in values.items()}  # fmt: skip
-        for name in sorted(names - self._defined):
+        for name in sorted(name for name in names - self._defined if "*" not in name):
             if name == AXIS:
                 self.run.define_metric(name, hidden=True)
             else:

@@ -15,6 +15,7 @@ from lstm_monitor.integrations._keras_ablation import keras_study
 from lstm_monitor.integrations._keras_data import as_held_out
 from lstm_monitor.integrations._keras_mirror import KerasMirror
 from lstm_monitor.integrations._keras_values import callbacks_beside, chosen, watched_keys
+from lstm_monitor.integrations._keras_weights import as_array
 from lstm_monitor.integrations._require import require
 from lstm_monitor.integrations._values import Values
 from lstm_monitor.layers import find_layers
@@ -40,7 +41,8 @@ class KerasLSTMMonitor(LSTMMonitor):
     on copies of its recurrent weights.
 
     List it before callbacks that monitor its values: what EarlyStopping, ModelCheckpoint or ReduceLROnPlateau monitor
-    is in ``logs`` after each epoch, finite from the first on. They need ``mode="min"`` or ``"max"``.
+    is in ``logs`` after each epoch, finite from the first on. They need ``mode="min"`` or ``"max"``. List it after
+    BackupAndRestore. Steps go on from those of the model's optimizer where a training is resumed.
 
     Args:
         held_out: what the model takes as ``x``: an array, or a list, tuple or dict of arrays, no targets. It sets the
@@ -133,9 +135,10 @@ class KerasLSTMMonitor(LSTMMonitor):
         """Take the model that trains; another one than before begins anew."""
         if self.model is not None and model is not self.model:
             self._begin_anew()
-        self.model = model
+        self.model, self.guard.resting = model, False
         with self.guard.protect("Dividing the held-out data"):
             if self.data is not None:
+                self.data.check_fits(model)
                 self.held_out, self.mask = self.data.batches(self.held_out_steps, _fixed_size(model))
 
     def set_params(self, params: Mapping[str, Any] | None) -> None:
@@ -144,14 +147,18 @@ class KerasLSTMMonitor(LSTMMonitor):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Make the first check; where another fit goes on with the model, the last one holds."""
-        self._thread, self._looked, self.guard.resting = threading.get_ident(), self.steps, False
+        if self.checks == 0:
+            with self.guard.protect("Counting the steps"):
+                self.steps = max(self.steps, _steps_done(self.model))
+                self.epochs = max(self.epochs, getattr(self.model, "_initial_epoch", None) or 0)
+        self._thread, self._looked = threading.get_ident(), self.steps
         self.clock.start()
         if self.checked_at != self.progress:
             self.check()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Batches are numbered anew."""
-        self._batch = -1
+        """Batches are numbered anew; `epoch` are done where a training is resumed."""
+        self._batch, self.epochs = -1, max(self.epochs, epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Check if a number of steps is due that was counted in another thread."""
@@ -225,6 +232,14 @@ class KerasLSTMMonitor(LSTMMonitor):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the model."""
         return {**vars(self), "model": None, "held_out": None}
+
+
+def _steps_done(model: Any) -> int:
+    """The batches that the optimizer of a model has seen, which Keras restores with it."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return 0
+    return int(as_array(optimizer.iterations)) * (getattr(optimizer, "gradient_accumulation_steps", None) or 1)
 
 
 def _fixed_size(model: Any) -> int | None:

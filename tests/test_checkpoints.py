@@ -1,7 +1,10 @@
 """Checkpoints: the same numbers as from the model, whatever the file, and nothing run that was not asked for."""
 
 import os
+import pickle
+import tarfile
 import warnings
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
@@ -265,6 +268,47 @@ def test_plain_settings_and_parameters_need_no_unpickling(tmp_path: Path) -> Non
     settings = {"hyper_parameters": Namespace(hidden=5, folder=Path("data"))}
     path = saved(tmp_path, settings | {"state_dict": dict(model.named_parameters())})
     assert_same(characterize_checkpoint(path).report, lm.characterize(model))
+
+
+def test_numbers_of_numpy_need_no_unpickling(tmp_path: Path) -> None:
+    model = Net(nn.LSTM(3, 5), 5)
+    extra = {"best": np.float64(0.5), "random": np.random.get_state(), "counts": np.arange(3), "epoch": np.int64(2)}
+    assert_same(characterize_checkpoint(saved(tmp_path, extra | {"model": model.state_dict()})).report,
+                lm.characterize(model))  # fmt: skip
+    with pytest.raises(ValueError, match="more than tensors and plain values"):
+        read_file(saved(tmp_path, {"objects": np.array([Bomb(tmp_path / "boom")], dtype=object)}))
+    assert not (tmp_path / "boom").exists()
+
+
+def _zipped(path: Path, name: str) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(name, "x")
+
+
+def _tarred(path: Path) -> None:
+    with tarfile.open(path, "w:gz"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("m.h5", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n0000"), "is an HDF5 file, perhaps of Keras: load it"),
+        ("m.keras", lambda path: _zipped(path, "model.weights.h5"), "is a model of Keras: load it there"),
+        ("m.zip", lambda path: _zipped(path, "some.pt"), "is an archive: unpack it"),
+        ("m.tar.gz", _tarred, "is an archive: unpack it"),
+        ("model.safetensors.index.json", lambda path: path.write_text("{}"), "is the index of a checkpoint in several"),
+        ("m.pkl", lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "or it is damaged"),
+        ("m.pt", lambda path: torch.jit.script(nn.ReLU()).save(path), "is a TorchScript archive"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # other people still save such files
+def test_files_of_another_kind_are_named_without_a_warning(
+    tmp_path: Path, name: str, make: Callable[[Path], object], words: str
+) -> None:
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=words):
+        read_file(tmp_path / name)
 
 
 def test_a_whole_model_is_refused_until_told(tmp_path: Path) -> None:

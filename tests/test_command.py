@@ -17,7 +17,7 @@ from torch import nn
 
 import lstm_monitor as lm
 from lstm_monitor.command.main import main
-from lstm_monitor.command.reporting import ASCII_BLOCKS, report_lines, spark
+from lstm_monitor.command.reporting import ASCII_BLOCKS, _metric_lines, report_lines, spark
 from lstm_monitor.comparison.asking import compare_runs
 from lstm_monitor.comparison.course import course_of
 from lstm_monitor.comparison.words import comparison_lines
@@ -278,5 +278,23 @@ def test_one_check_without_data_or_step() -> None:
     report = lm.characterize(nn.GRU(1, 1))
     lines = list(report_lines(course_of([report], "alone")))
     assert lines[0] == "alone: 1 check"
-    assert "l0: gru, 1 feature -> 1 cells" in lines
+    assert "l0: gru, 1 feature -> 1 cell" in lines
     assert not any("first" in line and "last" in line for line in lines[:6])
+
+
+@pytest.mark.parametrize("width", [66, 80, 120])
+def test_the_table_of_a_layer_fits_and_its_columns_stay_apart(width: int) -> None:
+    reports = [replace(report, step=k) for k, report in enumerate([lm.characterize(nn.LSTM(1, 1))] * 30)]
+    (layer,) = course_of(reports).layers
+    small = {path: values * 0 + 0.00123 for path, values in layer.quantiles.items()}
+    lines = list(report_lines(course_of(reports), width)) + list(
+        _metric_lines(replace(layer, quantiles=small), width, "#")
+    )
+    assert max(map(len, lines)) <= width
+    assert "0.001230.00123" not in "".join(lines)
+
+
+def test_a_step_where_no_check_has_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = kept(tmp_path, [lm.characterize(nn.GRU(1, 2), horizon=16)])
+    assert main(["report", str(folder), "--step", "0"]) == 1
+    assert "no check here has a step" in capsys.readouterr().err

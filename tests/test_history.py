@@ -198,6 +198,16 @@ def test_arrays_of_layers_of_unequal_size(tmp_path: Path) -> None:
         history.to_xarray("wide.l1")
 
 
+def test_arrays_of_a_layer_that_appears_late(tmp_path: Path) -> None:
+    wide, narrow = (lm.characterize(torch.nn.ModuleDict({n: m}), horizon=16)
+                    for n, m in {"wide": torch.nn.LSTM(3, 5), "narrow": torch.nn.GRU(3, 2)}.items())  # fmt: skip
+    kept(tmp_path, *(replace(report, step=step) for step, report in enumerate((wide, narrow, narrow))))
+    late = load_history(tmp_path).to_xarray("narrow.l0")
+    assert dict(late.sizes) == {"step": 3, "cell": 2}
+    assert late["rank"].isnull().all("cell").values.tolist() == [True, False, False]
+    late.rename({name: name.replace("/", ".") for name in late}).to_netcdf(tmp_path / "late.nc")
+
+
 def test_a_step_that_is_not_there_is_told(tmp_path: Path) -> None:
     kept(tmp_path, check_at(0), check_at(20))
     history = load_history(tmp_path)

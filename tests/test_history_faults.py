@@ -192,6 +192,10 @@ def test_where_no_history_is(tmp_path: Path) -> None:
     kept(tmp_path / "runs" / "b", check_at(1))
     with pytest.raises(ValueError, match="holds 2 histories; give one of .*lstm_monitor_history, .*b"):
         load_history(tmp_path / "runs")
+    for number in range(5):
+        kept(tmp_path / "runs" / f"more{number}", check_at(1))
+    with pytest.raises(ValueError, match=r"holds 7 histories; give one of .*more3, \.\.\.$"):
+        load_history(tmp_path / "runs")
 
 
 def test_any_filesystem_of_fsspec() -> None:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for line in asked.run(asked):
             print(line)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:  # `| head` has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -101,7 +101,8 @@ def _report(asked: argparse.Namespace) -> Iterator[str]:
     history = load_history(asked.run_dir, asked.attempt)
     if asked.step is not None and asked.step not in history.steps:
         known = sorted((step for step in history.steps if step is not None), key=lambda step: abs(step - asked.step))
-        raise ValueError(f"there is no check at --step {asked.step}; the nearest are {', '.join(map(str, known[:3]))}")
+        words = f"the nearest are {', '.join(map(str, known[:3]))}" if known else "no check here has a step"
+        raise ValueError(f"there is no check at --step {asked.step}; {words}")
     return _shown(course_of_run(history, str(asked.run_dir), asked.step), asked.html)
 
 

@@ -19,6 +19,7 @@ from lstm_monitor.tables import notes as check_notes
 Bold = Callable[[str], str]
 
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
+OVER = "over the checks"
 MOST_ALARMS, MOST_NOTES = 6, 10
 """Alarms that are listed, the latest, and notes."""
 
@@ -67,7 +68,8 @@ def layer_title(layer: LayerCourse) -> str:
     """The layer with its kind and sizes."""
     last = layer.last
     features = "1 feature" if last.input_size == 1 else f"{last.input_size} features"
-    return f"{layer.name}: {last.kind.replace('_', ' ')}, {features} -> {last.hidden_size} cells"
+    cells = "1 cell" if last.hidden_size == 1 else f"{last.hidden_size} cells"
+    return f"{layer.name}: {last.kind.replace('_', ' ')}, {features} -> {cells}"
 
 
 def _layer_lines(course: Course, layer: LayerCourse, width: int, bold: Bold, blocks: str) -> Iterator[str]:
@@ -90,17 +92,24 @@ def _layer_lines(course: Course, layer: LayerCourse, width: int, bold: Bold, blo
 
 def _metric_lines(layer: LayerCourse, width: int, blocks: str) -> Iterator[str]:
     """The headline metrics: median at the first and last check, p10 to p90 now, and the medians over the checks."""
-    several, label = len(layer.steps) > 1, 30
-    room = max(0, min(len(layer.steps), width - label - 36))
-    titles = f"{'':<{label}}{'first':>8}{'last':>8}" if several else f"{'':<{label}}{'median':>8}"
-    yield f"{titles}{'p10 to p90':>18}{'  over the checks' if several and room >= 8 else ''}"
-    for path in headlines(layer):
-        values, unit = layer.quantiles[path], CATALOG[path].unit
-        medians = [values[0, 1], values[-1, 1]] if several else [values[-1, 1]]
-        numbers = "".join(f"{shown(float(value), unit):>8}" for value in medians)
-        band = f"{shown(float(values[-1, 0]), unit)} to {shown(float(values[-1, 2]), unit)}"
-        drawn = f"  {spark(values[:, 1], room, blocks)}" if several and room else ""
-        yield f"{f'  {labelled(path)}':<{label}}{numbers}{band:>18}{drawn}".rstrip()
+    several, paths = len(layer.steps) > 1, headlines(layer)
+    titles = ["", "first", "last", "p10 to p90"] if several else ["", "median", "p10 to p90"]
+    table = [titles, *(_metric_row(layer, path, several) for path in paths)]
+    sizes = [max(map(len, column)) for column in zip(*table, strict=True)]
+    gap = min(2, max(1, (width - sum(sizes)) // (len(sizes) - 1)))
+    room = max(0, min(len(layer.steps), width - sum(sizes) - gap * len(sizes)))
+    courses = [OVER] if room >= len(OVER) else [""]
+    courses += [spark(layer.quantiles[path][:, 1], room, blocks) if room else "" for path in paths]
+    for (label, *numbers), drawn in zip(table, courses, strict=True):
+        right = "".join(f"{number:>{gap + size}}" for number, size in zip(numbers, sizes[1:], strict=True))
+        yield f"{label:<{sizes[0]}}{right}{' ' * gap}{drawn if several else ''}".rstrip()
+
+
+def _metric_row(layer: LayerCourse, path: str, several: bool) -> list[str]:
+    values, unit = layer.quantiles[path], CATALOG[path].unit
+    medians = [values[0, 1], values[-1, 1]] if several else [values[-1, 1]]
+    band = f"{shown(float(values[-1, 0]), unit)} to {shown(float(values[-1, 2]), unit)}"
+    return [f"  {labelled(path)}", *(shown(float(value), unit) for value in medians), band]
 
 
 def headlines(layer: LayerCourse) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _OF_A_ROW = ("step", "epoch", "layer", "cell")
+_CHECK = "check"
 
 
 def cell_frame(file: Any, step: int | None, epoch: int | None) -> pd.DataFrame:
@@ -48,14 +49,19 @@ def dataset(frames: Sequence[pd.DataFrame], moments: Sequence[tuple[Any, Any]], 
     `moments`: step and epoch of each frame.
     """
     xr = require("xarray", "history")
-    frames = [frame[frame["layer"].isin(layers)] for frame in frames]
-    paths = list(dict.fromkeys(name for frame in frames for name in map(str, frame) if name not in _OF_A_ROW))
-    size = max((int(frame["cell"].max()) + 1 for frame in frames if len(frame)), default=0)
-    arrays = {path: np.full((len(frames), len(layers), size), np.nan) for path in paths}
-    for moment, frame in enumerate(frames):
-        rows = frame["layer"].map({name: place for place, name in enumerate(layers)}).to_numpy()
-        for path in (path for path in paths if path in frame):
-            arrays[path][moment, rows, frame["cell"].to_numpy()] = frame[path]
+    whole = all_cells(frames)
+    whole.insert(0, _CHECK, [check for check, frame in enumerate(frames) for _ in range(len(frame))])
+    whole = whole[whole["layer"].isin(layers)]
+    rows = whole["layer"].map({name: place for place, name in enumerate(layers)})
+    at = tuple(place.to_numpy(int) for place in (whole[_CHECK], rows, whole["cell"]))
+    size = int(at[-1].max(initial=-1)) + 1
+    arrays = {
+        str(path): np.full((len(frames), len(layers), size), np.nan)
+        for path in whole
+        if path not in (*_OF_A_ROW, _CHECK)
+    }
+    for path, values in arrays.items():
+        values[at] = whole[path]
     dims = ("step", "layer", "cell")
     steps, epochs = ([moment[part] for moment in moments] for part in (0, 1))
     coords = {"step": steps, "epoch": ("step", epochs), "layer": list(layers), "cell": np.arange(size)}

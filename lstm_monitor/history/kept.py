@@ -118,7 +118,8 @@ class History:
     def to_xarray(self, layer: str | None = None) -> xr.Dataset:
         """Arrays ``(step, layer, cell)`` of rank, score and every metric; of one layer ``(step, cell)``.
 
-        NaN where a metric is undefined, and beyond the cells of a smaller layer.
+        NaN where a metric is undefined, and beyond the cells of a smaller layer. netCDF-4 and zarr want names without
+        slashes: ``dataset.rename({name: name.replace("/", ".") for name in dataset}).to_netcdf("run.nc")``.
 
         Raises:
             ImportError: xarray is not installed (extra ``history``).

@@ -16,6 +16,9 @@ from lstm_monitor.history.plain import from_plain
 from lstm_monitor.history.tables import INDEX, checked
 from lstm_monitor.history.timeline import FORMAT, Entry, attempts_of, missing, summary, timeline
 
+NAMED = 6
+"""How many of several histories an error names."""
+
 
 def load_history(path: str | os.PathLike[str], attempt: str | None = None) -> History:
     """The history of a training, from the files that a `HistorySink` wrote.
@@ -63,7 +66,7 @@ def find(path: str | os.PathLike[str]) -> Folder:
             f"path={os.fspath(path)!r} holds no history; HistorySink(path) among the sinks writes one"
         )
     if len(found) > 1:
-        several = ", ".join(folder.path for folder in found)
+        several = ", ".join([*(folder.path for folder in found[:NAMED]), *["..."] * (len(found) > NAMED)])
         raise ValueError(f"path={os.fspath(path)!r} holds {len(found)} histories; give one of {several}")
     return found[0]
 

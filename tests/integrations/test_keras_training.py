@@ -7,6 +7,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,62 @@ def test_tensorboard_gets_the_same_values(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert events.Scalars(SATURATION)[-1].value == pytest.approx(watch.report.scalars()[SATURATION])
+
+
+def test_a_training_that_keras_resumes_goes_on_at_its_step(tmp_path: Path) -> None:
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    x, y = data()
+    folder = str(tmp_path / "history")
+    for killed in (True, False):
+        watch, _ = monitor()
+        watch.sinks.append(lm.HistorySink(folder))
+        calls = [keras.callbacks.BackupAndRestore(str(tmp_path / "backup")), watch, *([Kill()] if killed else [])]
+        with pytest.raises(KeyboardInterrupt) if killed else nullcontext():
+            lstm().fit(x, y, epochs=4, batch_size=8, verbose=0, callbacks=calls)
+    history = lm.load_history(folder)
+    assert history.steps == (0, 6, 12, 18, 24)
+    assert history.epochs == (0, 1, 2, 3, 4)
+
+
+def test_steps_are_batches_where_gradients_are_accumulated() -> None:
+    model = lstm()
+    model.compile(keras.optimizers.SGD(gradient_accumulation_steps=2), "mse")
+    x, y = data()
+    for start in (0, 1):
+        watch, sink = monitor()
+        model.fit(x, y, initial_epoch=start, epochs=start + 1, batch_size=8, verbose=0, callbacks=[watch])
+        assert [report.step for report in sink.reports] == [6 * start, 6 * start + 6]
+    assert watch.epochs == 2
+
+
+def test_targets_among_the_held_out_data_are_told() -> None:
+    watch, sink = monitor(held_out=data(20), on_error="warn")
+    with pytest.warns(MonitorWarning, match=r"held_out holds 2 arrays, and the model '.*' takes 1: .* no targets"):
+        fit(lstm(), watch, epochs=1)
+    assert sink.reports == []
+
+
+def test_dense_layers_that_adapt_or_are_never_called_are_no_obstacle() -> None:
+    class Model(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head, self.unused = L.LSTM(4, name="rnn"), L.Dense(1, name="head"), L.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.head(self.rnn(x))
+
+        def build(self, shape: Any) -> None:
+            self.rnn.build(shape)
+            self.head.build((None, 4))
+
+    model = Model()
+    model.build((None, *data()[0].shape[1:]))
+    model.head.enable_lora(1)
+    model.compile("sgd", "mse")
+    watch, sink = monitor(rank_by="std_x_outgoing")
+    fit(model, watch, epochs=1)
+    assert "into head" in sink.reports[-1].layers[0].ranking.words

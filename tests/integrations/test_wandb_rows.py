@@ -192,3 +192,12 @@ def test_many_waiting_checks_are_told_once(made, tmp_path, caplog):
     assert len(told) == 1
     assert told[0].startswith("10 checks wait for rows of the W&B run")
     assert [row[AXIS] for row in wandb_runs.read_run(tmp_path).rows] == 2 * list(range(CHECKS))
+
+
+def test_a_star_in_a_layers_name_loses_nothing(tmp_path: Path) -> None:
+    report = lm.characterize(nn.ModuleDict({"a*b": nn.GRU(3, 4)}), horizon=16)
+    with wandb_runs.start(tmp_path) as run:
+        WandbSink(run, pictures_every=0).write(report)
+    written = wandb_runs.read_run(tmp_path)
+    assert report.scalars().items() <= written.rows[0].items()
+    assert AXIS in written.metrics
