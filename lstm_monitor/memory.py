@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lstm_monitor.alarms import seen
+from lstm_monitor.alarms import alarms, seen
 from lstm_monitor.characterization import ranks_of
 from lstm_monitor.drift import compare
 from lstm_monitor.layer_report import LayerReport, RankHistory
 from lstm_monitor.metrics.catalog import CATALOG
 from lstm_monitor.ranking import agreement
-from lstm_monitor.records import LayerKey, Metric, Metrics, OperatingPoint, Probe, Ranking, Snapshot, Stimulus
+from lstm_monitor.records import (
+    Alarm,
+    LayerKey,
+    Metric,
+    Metrics,
+    OperatingPoint,
+    Probe,
+    Ranking,
+    Snapshot,
+    Stimulus,
+)
 
 MOST_RANKS = 64
 
@@ -33,6 +44,42 @@ class LayerMemory:
     previous_metrics: Metrics
     history: RankHistory
     first_seen: tuple[str, ...] = ()
+
+
+class Memories:
+    """What is remembered of every layer, by its name."""
+
+    def __init__(self, plain: Mapping[str, Any] | None = None) -> None:
+        """Nothing, or what a checkpoint remembered; that is taken up as soon as the layers are seen."""
+        self._layers: dict[str, LayerMemory] = {}
+        self._restored = dict(plain or {})
+
+    def recall(self, snaps: Sequence[Snapshot]) -> dict[LayerKey, Probe]:
+        """The probes of the layers that are remembered; those of another size now are forgotten."""
+        for snap in snaps:
+            name = str(snap.key)
+            if name in self._restored:
+                self._layers.setdefault(name, from_plain(snap.key, self._restored[name]))
+            if name in self._layers and not fits(self._layers[name], snap):
+                del self._layers[name]
+        self._restored = {}
+        return {snap.key: self._layers[str(snap.key)].probe for snap in snaps if str(snap.key) in self._layers}
+
+    def take(
+        self, report: LayerReport, probe: Probe, step: int, learned: bool
+    ) -> tuple[LayerReport, tuple[Alarm, ...]]:
+        """The report with what the earlier ones say, and its alarms; `learned`: steps were made since the last one."""
+        name = str(report.key)
+        memory = self._layers.get(name)
+        if memory is None or memory.first.name != report.ranking.name:
+            full, self._layers[name] = first_memory(report, probe, step)
+            return full, alarms(report, self._layers[name].first_seen)
+        full, self._layers[name] = next_memory(report, memory, step)
+        return full, alarms(report, memory.first_seen, memory.previous_metrics if learned else None)
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values and tensors, for a checkpoint."""
+        return {name: to_plain(memory) for name, memory in self._layers.items()} or dict(self._restored)
 
 
 def first_memory(report: LayerReport, probe: Probe, step: int) -> tuple[LayerReport, LayerMemory]:

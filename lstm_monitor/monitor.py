@@ -12,26 +12,24 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lstm_monitor.alarms import alarms
 from lstm_monitor.characterization import check_horizon, check_steps, examine, versions
 from lstm_monitor.clock import Clock
 from lstm_monitor.guard import LOG, Guard, OnError
 from lstm_monitor.heldout import Forward, Run, runs_of
-from lstm_monitor.history.beside import bring_along, check_history, history_beside
-from lstm_monitor.history.sink import HistorySink
 from lstm_monitor.host import to_host
 from lstm_monitor.importance import assess
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.layers import find_layers
-from lstm_monitor.memory import LayerMemory, first_memory, fits, from_plain, next_memory, to_plain
+from lstm_monitor.memory import Memories
+from lstm_monitor.outlets import Outlets
 from lstm_monitor.outputs import Select
 from lstm_monitor.ranking import check_ranking_name
 from lstm_monitor.reasons import Thresholds
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
-from lstm_monitor.records import Alarm, Probe, Snapshot
+from lstm_monitor.records import Probe, Snapshot
 from lstm_monitor.report import Report
 from lstm_monitor.schedule import Schedule, as_schedule
-from lstm_monitor.sinks import FanOut, Sink, check_sinks
+from lstm_monitor.sinks import Sink
 from lstm_monitor.snapshots import snapshot
 from lstm_monitor.studies.check import AblationCheck, loop_check, study_of_loop
 from lstm_monitor.study.study import Study
@@ -105,9 +103,6 @@ class LSTMMonitor:
         self.output, self.ablation = output, loop_check(ablation, held_out)
         self.layers, self.rank_by = layers, check_ranking_name(rank_by)
         self.horizon, self.held_out_steps = check_horizon(horizon), check_steps(held_out_steps)
-        self.sinks, self.history = check_sinks(sinks), check_history(history)
-        self._kept: list[HistorySink] | None = None
-        self._kept_before: str | None = None
         if every_n_epochs is None and every_n_steps is None:
             every_n_epochs = 1
         self.epochs_due = as_schedule("every_n_epochs", every_n_epochs)
@@ -115,13 +110,18 @@ class LSTMMonitor:
         self.budget = _check_budget(budget)
         self.thresholds = thresholds or Thresholds()
         self.guard = Guard(on_error)
+        self.outlets = Outlets(sinks, history, self.guard)
         self.report: Report | None = None
         self.steps = self.epochs = self.checks = 0
-        self._memories: dict[str, LayerMemory] = {}
-        self._restored: Mapping[str, Any] = {}
+        self._memories = Memories()
         self.checked_at: tuple[int, int] | None = None
         self.last_step: int | None = None
         self.clock = Clock()
+
+    @property
+    def sinks(self) -> list[Sink]:
+        """The sinks that were given; one may be added before the training."""
+        return self.outlets.sinks
 
     # Keras-style hooks
 
@@ -135,8 +135,7 @@ class LSTMMonitor:
         """Forget what was found and counted."""
         self.report = self.checked_at = self.last_step = None
         self.steps = self.epochs = self.checks = 0
-        self._memories, self._restored = {}, {}
-        self.clock = Clock()
+        self._memories, self.clock = Memories(), Clock()
 
     def set_params(self, params: Mapping[str, Any] | None) -> None:
         """Accepted for loops that call every Keras hook; nothing is needed from it."""
@@ -234,12 +233,11 @@ class LSTMMonitor:
         with self.guard.protect("A check"), self.clock.check(periodic=self.checks > 0):
             epoch = self.epochs if epoch is None else epoch
             step = (self.steps or self.epochs) if step is None else step
-            sinks = self._all_sinks(extra_sinks)
-            keeps = any(getattr(sink, "wants_snapshots", False) for sink in sinks)
+            keeps = any(getattr(sink, "wants_snapshots", False) for sink in self.outlets.all(extra_sinks))
             self._tell_new(report := self._report(step, epoch, recordings, runs, keeps))
             self.report = replace(report, snapshots=()) if keeps else report
             self.checked_at, self.last_step = self.progress, step
-            FanOut(sinks, self.guard).write(report)
+            self.outlets.write(report, extra_sinks)
         return None if self.guard.resting else self.report
 
     def held_out_study(self, check: AblationCheck) -> Study:
@@ -273,7 +271,7 @@ class LSTMMonitor:
             LOG.info("lstm_monitor: %s", trust_sentence(layer))
         last = self.report or Report((), self.steps, self.epochs)
         self.report = replace(last, study=study)
-        FanOut(self._all_sinks(extra_sinks), self.guard).write(replace(self.report, layers=(), alarms=()))
+        self.outlets.write(replace(self.report, layers=(), alarms=()), extra_sinks)
 
     def _known_model(self) -> nn.Module:
         if self.model is None:
@@ -303,10 +301,9 @@ class LSTMMonitor:
         keeps_snapshots: bool,
     ) -> Report:
         snaps, skipped = self.snapshots(recordings, runs)
-        self._recall(snaps)
-        probes = {snap.key: memory.probe for snap in snaps if (memory := self._memories.get(str(snap.key)))}
-        results = examine(snaps, probes, self.rank_by, self.thresholds, self.horizon)
-        found = [self._remember(report, probe, step) for report, probe in results]
+        results = examine(snaps, self._memories.recall(snaps), self.rank_by, self.thresholds, self.horizon)
+        learned = self.checked_at != self.progress
+        found = [self._memories.take(report, probe, step, learned) for report, probe in results]
         layers, raised = tuple(report for report, _ in found), tuple(alarm for _, those in found for alarm in those)
         self.checks += 1
         if self.checks == 1 and all(report.point_source == "default" for report in layers):
@@ -323,58 +320,21 @@ class LSTMMonitor:
             if (alarm.layer, alarm.name) not in known:
                 LOG.warning("lstm_monitor at step %s: %s", report.step, alarm)
 
-    def _remember(self, report: LayerReport, probe: Probe, step: int) -> tuple[LayerReport, tuple[Alarm, ...]]:
-        name = str(report.key)
-        memory = self._memories.get(name)
-        if memory is None or memory.first.name != report.ranking.name:
-            full, self._memories[name] = first_memory(report, probe, step)
-            return full, alarms(report, self._memories[name].first_seen)
-        full, self._memories[name] = next_memory(report, memory, step)
-        earlier = memory.previous_metrics if self.checked_at != self.progress else None
-        return full, alarms(report, memory.first_seen, earlier)
-
-    def _recall(self, snaps: Sequence[Snapshot]) -> None:
-        """Take up what a checkpoint remembered of these layers, and forget layers of another size."""
-        for snap in snaps:
-            name = str(snap.key)
-            if name in self._restored:
-                self._memories.setdefault(name, from_plain(snap.key, self._restored[name]))
-            if name in self._memories and not fits(self._memories[name], snap):
-                del self._memories[name]
-        self._restored = {}
-
-    def _all_sinks(self, extra: Sequence[Sink]) -> list[Sink]:
-        """The history first: what another sink loses is there."""
-        given = [*self.sinks, *extra]
-        try:
-            self._keep_beside(given)
-        except Exception as error:
-            self.guard.forgive([("The history", error)])
-        return [*(self._kept or ()), *given]
-
-    def _keep_beside(self, sinks: Sequence[Sink]) -> None:
-        found = None if self._kept else history_beside(sinks, self.history)
-        if found is not None:
-            self._kept = [found]
-            if self._kept_before is not None:
-                bring_along(self._kept_before, found.path)
-
     def close(self, extra_sinks: Sequence[Sink] = ()) -> None:
         """Close the sinks."""
         with self.guard.protect("Closing the sinks"):
-            FanOut([*(self._kept or ()), *self.sinks, *extra_sinks], self.guard).close()
+            self.outlets.close(extra_sinks)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors: what is remembered of each layer, counts, and cost."""
-        memories = {name: to_plain(memory) for name, memory in self._memories.items()}
         counts = {name: getattr(self, name) for name in _COUNTS}
-        kept = self._kept_before if not self._kept else self._kept[0].path
-        return {"layers": memories or dict(self._restored), **counts, "clock": self.clock.plain(), "history": kept}
+        kept = {"clock": self.clock.plain(), "history": self.outlets.place}
+        return {"layers": self._memories.plain(), **counts, **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: same stimuli, first and previous ranking, counts and cost."""
-        self._restored, self._memories = dict(state["layers"]), {}
-        self._kept_before = state.get("history")
+        self._memories = Memories(state["layers"])
+        self.outlets.go_on_from(state.get("history"))
         vars(self).update({name: state[name] for name in _COUNTS})
         running, self.clock = self.clock.running, Clock(**state["clock"])
         if running:

@@ -44,7 +44,7 @@ def as_schedule(argument: str, value: int | Schedule | None) -> Schedule | None:
     """
     if hasattr(value, "parameters"):
         raise ValueError(
-            f"{argument}={type(value).__name__}(...) is a module, no schedule; a trainer's callback finds the model itself"
+            f"{argument}={type(value).__name__}(...) is a module, no schedule; a trainer's callback finds the model"
         )
     if value is None or (callable(value) and not isinstance(value, int)):
         return value

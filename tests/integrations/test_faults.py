@@ -65,8 +65,8 @@ PATCHED = (
     "integrations._lightning_hooks.sinks_of",
     "integrations._lightning_hooks.find_layers",
     "integrations._lightning_hooks.watched_keys",
-    "monitor.FanOut",
-    "monitor.history_beside",
+    "outlets.FanOut",
+    "outlets.history_beside",
     "integrations._lightning_hooks.LightningHooks._reach_loggers",
     "integrations._lightning_hooks.LightningHooks._start",
     "integrations._lightning_hooks.LightningHooks._count_steps",
@@ -96,13 +96,13 @@ PATCHED = (
     "monitor.find_layers",
     "monitor.snapshot",
     "monitor.examine",
-    "monitor.first_memory",
-    "monitor.next_memory",
+    "memory.first_memory",
+    "memory.next_memory",
     "monitor.LSTMMonitor.due",
     "monitor.LSTMMonitor.check",
     "monitor.LSTMMonitor.add_study",
     "monitor.LSTMMonitor.state_dict",
-    "monitor.to_plain",
+    "memory.to_plain",
     "memory.agreement",
     "memory.compare",
     "clock.Clock.start",
@@ -154,7 +154,7 @@ def test_a_fault_is_one_warning_and_the_training_ends_as_without_us(
     assert len(texts) == 1
     rests = "lstm_monitor rests from now on; the training goes on."
     alone = {"a sink's write": "Failing failed", "a sink's close": "Failing failed"}
-    assert texts[0].startswith(alone.get(name, "The history failed" if name == "monitor.history_beside" else rests))
+    assert texts[0].startswith(alone.get(name, "The history failed" if name == "outlets.history_beside" else rests))
 
 
 @pytest.mark.parametrize("name", [*PATCHED, *OPTIONS])
