@@ -3,11 +3,15 @@
 import os
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import pytest
 
 # Small tensors on a shared machine: with two OpenMP threads a busy neighbour makes them hundreds of times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No environment of this project's tests holds fastai: it needs a torchvision, which has no CPU build.
+collect_ignore = [] if find_spec("fastai") else ["lstm_monitor/integrations/fastai_callback.py"]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -10,6 +10,7 @@ It takes about a minute, and needs Chromium on the path.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import tempfile
@@ -27,6 +28,7 @@ from tensorboard import program
 from torch.utils.data import DataLoader
 
 from lstm_monitor import Report, ablation_study, capacity_study
+from lstm_monitor.command.main import main as command_line
 from lstm_monitor.figures import as_png
 from lstm_monitor.integrations import LSTMMonitorCallback
 
@@ -42,6 +44,7 @@ SHOTS = {
     "images": ("images" + ONE_RUN, (1500, 720), (330, 120, 1465, 560)),
     "distributions": ("distributions" + ONE_RUN + "&tagFilter=" + quote("(settling_time|peak_response|/std)/cells"),
                       (1500, 620), (330, 120, 1465, 420)),
+    "page": ("", (1100, 1250), (0, 0, 1085, 1250)),
 }  # fmt: skip
 """By file: the page's address, the size of the window, and what is cut out of it (left, top, right, bottom)."""
 
@@ -54,8 +57,17 @@ def main() -> None:
         reports = [train(name, rate, Path(folder) / "runs") for name, rate in RATES.items()]
         (IMAGES / "report.png").write_bytes(as_png(reports[0].plot()))
         address = serve(Path(folder) / "runs")
-        for name in SHOTS:
+        for name in SHOTS.keys() - {"page"}:
             shoot(address, name, Path(folder))
+        page_of_a_run(Path(folder))
+
+
+def page_of_a_run(folder: Path) -> None:
+    """The page that the command makes of a run with the default pictures."""
+    os.chdir(folder)
+    train("co2", next(iter(RATES.values())), Path("runs"), pictures_every=None)
+    command_line(["report", "runs/co2", "--html", "page.html"])
+    shoot(Path("page.html").resolve().as_uri(), "page", folder)
 
 
 def digits() -> None:
@@ -89,7 +101,7 @@ def example(name: str = "01_lightning_co2.py") -> ModuleType:
     return module
 
 
-def train(name: str, rate: float, runs: Path) -> Report:
+def train(name: str, rate: float, runs: Path, pictures_every: int | None = 1) -> Report:
     """The example at a learning rate of its own, as the run `name`; its last report."""
     co2 = example()
     L.seed_everything(1, verbose=False)
@@ -97,7 +109,7 @@ def train(name: str, rate: float, runs: Path) -> Report:
     model: Any = co2.Forecaster(32)
     model.configure_optimizers = lambda: torch.optim.Adam(model.parameters(), rate)
     training, held_out = co2.load_windows()
-    monitor = LSTMMonitorCallback(pictures_every=1, on_error="raise")
+    monitor = LSTMMonitorCallback(pictures_every=pictures_every, on_error="raise")
     logger = TensorBoardLogger(runs, name=name, version="")
     trainer = L.Trainer(max_epochs=20, logger=logger, callbacks=[monitor], enable_checkpointing=False)
     trainer.fit(model, DataLoader(training, 32, shuffle=True), DataLoader(held_out, 256))

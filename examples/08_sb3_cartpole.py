@@ -6,6 +6,8 @@ policy's own newest episodes.
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import torch
 from sb3_contrib import RecurrentPPO
@@ -13,11 +15,12 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from lstm_monitor.integrations import SB3LSTMMonitor
 
-ROLLOUTS = 7  # of 64 steps in 8 environments, twice
-
 
 def main() -> None:
     """Train, and say what the cells do."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rollouts", type=int, default=7, help="of 64 steps in 8 environments, twice")
+    rollouts = parser.parse_args().rollouts
     torch.set_num_threads(1)
     monitor = SB3LSTMMonitor(every_n_epochs=5)
     model = RecurrentPPO(
@@ -35,7 +38,7 @@ def main() -> None:
     )
     lengths: list[float] = []
     for _ in range(2):
-        model.learn(ROLLOUTS * 64 * 8, callback=monitor, reset_num_timesteps=False)  # goes on
+        model.learn(rollouts * 64 * 8, callback=monitor, reset_num_timesteps=False)  # goes on
         lengths.append(float(np.mean([episode["l"] for episode in model.ep_info_buffer or []])))
 
     print(f"\nSteps that the pole stays up: {lengths[0]:.0f} half way, {lengths[1]:.0f} in the end\n")

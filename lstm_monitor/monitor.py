@@ -29,7 +29,7 @@ from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
 from lstm_monitor.records import Probe, Snapshot
 from lstm_monitor.report import Report
 from lstm_monitor.schedule import Schedule, as_schedule
-from lstm_monitor.sinks import Sink
+from lstm_monitor.sinks import Sink, check_sinks
 from lstm_monitor.snapshots import snapshot
 from lstm_monitor.studies.check import AblationCheck, loop_check, study_of_loop
 from lstm_monitor.study.study import Study
@@ -122,6 +122,10 @@ class LSTMMonitor:
     def sinks(self) -> list[Sink]:
         """The sinks that were given; one may be added before the training."""
         return self.outlets.sinks
+
+    @sinks.setter
+    def sinks(self, sinks: Sequence[Sink]) -> None:
+        self.outlets.sinks = check_sinks(sinks)
 
     # Keras-style hooks
 
@@ -233,11 +237,12 @@ class LSTMMonitor:
         with self.guard.protect("A check"), self.clock.check(periodic=self.checks > 0):
             epoch = self.epochs if epoch is None else epoch
             step = (self.steps or self.epochs) if step is None else step
-            keeps = any(getattr(sink, "wants_snapshots", False) for sink in self.outlets.all(extra_sinks))
+            sinks = self.outlets.all(extra_sinks)
+            keeps = any(getattr(sink, "wants_snapshots", False) for sink in sinks)
             self._tell_new(report := self._report(step, epoch, recordings, runs, keeps))
             self.report = replace(report, snapshots=()) if keeps else report
             self.checked_at, self.last_step = self.progress, step
-            self.outlets.write(report, extra_sinks)
+            self.outlets.write(report, sinks)
         return None if self.guard.resting else self.report
 
     def held_out_study(self, check: AblationCheck) -> Study:
@@ -271,7 +276,7 @@ class LSTMMonitor:
             LOG.info("lstm_monitor: %s", trust_sentence(layer))
         last = self.report or Report((), self.steps, self.epochs)
         self.report = replace(last, study=study)
-        self.outlets.write(replace(self.report, layers=(), alarms=()), extra_sinks)
+        self.outlets.write(replace(self.report, layers=(), alarms=()), self.outlets.all(extra_sinks))
 
     def _known_model(self) -> nn.Module:
         if self.model is None:

@@ -44,9 +44,9 @@ class Outlets:
             self.guard.forgive([("The history", error)])
         return given if self._kept is None else [self._kept, *given]
 
-    def write(self, report: Report, extra: Sequence[Sink] = ()) -> None:
-        """Hand a report to every sink."""
-        FanOut(self.all(extra), self.guard).write(report)
+    def write(self, report: Report, sinks: Sequence[Sink]) -> None:
+        """Hand a report to these sinks, which `all` returned."""
+        FanOut(sinks, self.guard).write(report)
 
     def close(self, extra: Sequence[Sink] = ()) -> None:
         """Close every sink."""

@@ -126,11 +126,16 @@ def test_the_keras_example(tmp_path: Path) -> None:
     assert list((tmp_path / "runs" / "keras").rglob("events.out.tfevents*"))
 
 
-TRAINERS = ("05_huggingface_digits.py", "06_skorch_digits.py", "07_ignite_co2.py", "08_sb3_cartpole.py")
+TRAINERS = {
+    "05_huggingface_digits.py": (),
+    "06_skorch_digits.py": (),
+    "07_ignite_co2.py": (),
+    "08_sb3_cartpole.py": ("--rollouts", "2"),
+}
 
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_an_example_of_another_trainer(name: str, tmp_path: Path) -> None:
-    printed = run_example(tmp_path, name)
+    printed = run_example(tmp_path, name, *TRAINERS[name])
     assert "most responsive" in printed
     assert "least responsive" in printed

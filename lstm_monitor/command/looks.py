@@ -40,9 +40,9 @@ figure img { width: 100%; height: auto; display: block; border-radius: 6px; }
   align-items: start; }
 .wide { margin: .4rem 0 1rem; max-width: 74rem; }
 .scroll { overflow-x: auto; margin: .5rem 0; }
-table { border-collapse: collapse; font-size: .89rem; font-variant-numeric: tabular-nums; min-width: 60%; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; min-width: 60%; }
 caption { text-align: left; color: var(--soft); font-size: .85rem; padding-bottom: .3rem; }
-th, td { padding: .32rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .32rem .55rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child { text-align: left; padding-left: 0; font-weight: 500; }
 thead th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; line-height: 1.25; }
 tbody tr:hover { background: color-mix(in srgb, var(--accent) 7%, transparent); }
