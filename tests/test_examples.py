@@ -119,6 +119,13 @@ def test_the_ablation_example(tmp_path: Path) -> None:
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
+def test_the_example_of_a_loop_that_stops_and_goes_on(tmp_path: Path) -> None:
+    printed = run_example(tmp_path, "03_loop_wandb.py", "--epochs", "3", WANDB_SILENT="true")
+    assert "4 checks, steps 0 to 132" in printed
+    assert "had the longest memory" in printed
+    assert len(list((tmp_path / "runs" / "digits" / "wandb").glob("offline-run-*"))) == 2
+
+
 def test_the_keras_example(tmp_path: Path) -> None:
     printed = run_example(tmp_path, "04_keras_digits.py", "--cells", "8", "--epochs", "3", "--seconds", "2")
     assert "rows.l0_reverse" in printed
