@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+SMALL := .venv/.small
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
@@ -8,7 +9,7 @@ READY := .venv/.ready
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
-demo: $(READY)  ## train an LSTM on the Mauna Loa CO2 record and watch its cells
+demo: $(SMALL)  ## train an LSTM on the Mauna Loa CO2 record and watch its cells
 	$(BIN)/python examples/01_lightning_co2.py
 
 test: lint  ## run every check: lint, types, import order, tests; COV=1 also measures coverage, half as long again
@@ -36,9 +37,14 @@ rankings: $(READY)  ## measure which rankings foretell ablation, half an hour; D
 clean:  ## remove .venv, caches and build results
 	rm -rf .venv .venv-trainers build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
-# torch goes first and pinned: see constraints.txt.
-$(READY): pyproject.toml constraints.txt
+# What the demo needs. torch goes first and pinned: see constraints.txt.
+$(SMALL): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e ".[lightning,tensorboard,plots,history]" statsmodels
+	touch $@
+
+# What the tests need besides: the other trainers and loggers, and the tools.
+$(READY): $(SMALL)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $@
