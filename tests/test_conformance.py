@@ -11,6 +11,7 @@ import gc
 import itertools
 import pickle
 import random
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -266,6 +267,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _own_cell() -> Any:
     with registered_own_cell():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _heeds_ctrl_c() -> Any:
+    """Lightning ignores SIGINT from a Ctrl-C on."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_it_keeps_its_promises(case: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,6 +242,15 @@ def test_processes_killed_in_the_middle_of_writing_leave_whole_checks(tmp_path: 
         assert all("left by a write that was cut off" in note for note in history.notes)
 
 
+@pytest.fixture
+def _heeds_ctrl_c() -> Iterator[None]:
+    """Lightning, and a shell that started the test run in the background, leave it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_ctrl_c")
 def test_ctrl_c_in_the_middle_of_a_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink, sync = HistorySink(tmp_path), os.fsync
 
