@@ -11,13 +11,13 @@ from torch import nn
 from lstm_monitor.guard import OnError
 from lstm_monitor.integrations._lightning_ablation import lightning_study
 from lstm_monitor.integrations._lightning_loggers import sinks_of
-from lstm_monitor.integrations._lightning_support import FirstCall, GuardedRecorder
+from lstm_monitor.integrations._lightning_support import FirstCall
 from lstm_monitor.integrations._values import Values, watched_keys
 from lstm_monitor.layers import find_layers
 from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.outputs import Select
 from lstm_monitor.reasons import Thresholds
-from lstm_monitor.recordings import HELD_OUT_STEPS, Recorder, Recording
+from lstm_monitor.recordings import HELD_OUT_STEPS, GuardedRecorder, Recorder, Recording
 from lstm_monitor.report import Report
 from lstm_monitor.sinks import Sink, check_pictures_every, check_sinks
 from lstm_monitor.studies.check import AblationCheck, as_check
@@ -270,7 +270,7 @@ class LightningHooks:
         if self._wants_recordings(trainer) and monitor.model is not None:
             found = find_layers(monitor.model, monitor.layers)
             modules = dict.fromkeys(layer.module for layer in found)
-            self._recorder = GuardedRecorder(modules, monitor)
+            self._recorder = GuardedRecorder(modules, monitor.held_out_steps, monitor.guard)
 
     def _attach(self, monitor: LSTMMonitor, trainer: Any) -> None:
         if self._recorder is not None:

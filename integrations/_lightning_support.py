@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -12,20 +11,6 @@ from lstm_monitor.heldout import Run
 from lstm_monitor.integrations._lightning_call import CallRecorder
 from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.ranking import OF_THE_NETWORK
-from lstm_monitor.recordings import Recorder
-
-
-class GuardedRecorder(Recorder):
-    """A recorder inside the user's own forward pass: an error of ours must not end that."""
-
-    def __init__(self, modules: Iterable[nn.Module], monitor: LSTMMonitor) -> None:
-        """Record as many steps as the monitor uses."""
-        super().__init__(modules, monitor.held_out_steps)
-        self.guard = monitor.guard
-
-    def _hook(self, *call: Any) -> None:
-        with self.guard.protect("Recording held-out inputs"):
-            super()._hook(*call)
 
 
 class FirstCall:

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lstm_monitor.changes import Change, changed
 from lstm_monitor.custom.calls import received
 from lstm_monitor.custom.registry import Registration, registration_of
+from lstm_monitor.guard import Guard
 from lstm_monitor.inner import InnerHandle
 
 MAX_STEPS = 1024
@@ -158,6 +159,19 @@ class Recorder:
             run.pieces = [piece[: run.count].clone() for piece in run.pieces]
             run.state, run.final = _copied(run.state, run.count), _copied(run.final, run.count)
             runs.append(run)
+
+
+class GuardedRecorder(Recorder):
+    """A recorder inside the user's own forward pass: an error of ours must not end that."""
+
+    def __init__(self, modules: Iterable[nn.Module], max_steps: int, guard: Guard) -> None:
+        """As a recorder, with the guard of the monitor that it is for."""
+        super().__init__(modules, max_steps)
+        self.guard = guard
+
+    def _hook(self, *call: Any) -> None:
+        with self.guard.protect("Recording held-out inputs"):
+            super()._hook(*call)
 
 
 def _remove(handles: Iterable[RemovableHandle]) -> None:

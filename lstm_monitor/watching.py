@@ -18,7 +18,7 @@ from lstm_monitor.guard import switched_off, tell
 from lstm_monitor.inner import InnerHandle
 from lstm_monitor.layers import find_layers
 from lstm_monitor.monitor import LSTMMonitor
-from lstm_monitor.recordings import Recorder, Recording
+from lstm_monitor.recordings import GuardedRecorder, Recording
 from lstm_monitor.schedule import Schedule
 
 Source = nn.Module | Callable[[], nn.Module | None] | None
@@ -102,26 +102,13 @@ def _check_types(model: object, optimizer: object) -> None:
         raise TypeError(f"optimizer={optimizer!r} is no torch optimizer; give the one that steps, or None for any")
 
 
-class _GuardedRecorder(Recorder):
-    """A recorder inside the user's own forward pass: an error of ours must not end that."""
-
-    def __init__(self, monitor: LSTMMonitor, model: nn.Module) -> None:
-        modules = dict.fromkeys(layer.module for layer in find_layers(model, monitor.layers))
-        super().__init__(modules, monitor.held_out_steps)
-        self.guard = monitor.guard
-
-    def _hook(self, *call: Any) -> None:
-        with self.guard.protect("Recording what the layers receive"):
-            super()._hook(*call)
-
-
 class _Watch:
     """The hooks on optimizers, and what they do."""
 
     def __init__(self, monitor: LSTMMonitor, source: Source, optimizer: Optimizer | None) -> None:
         self.monitor, self.source, self.optimizer = monitor, source, optimizer
         self.recordings: dict[nn.Module, Recording] | None = None
-        self._recorder: _GuardedRecorder | None = None
+        self._recorder: GuardedRecorder | None = None
         self._handles: list[RemovableHandle] = []
         self._others: WeakSet[Optimizer] = WeakSet()
         self._began = self._stepping = self._waited = False
@@ -217,7 +204,8 @@ class _Watch:
         self.monitor.set_model(model)
         self.monitor.clock.start()
         if self.monitor.held_out is None:
-            self._recorder = _GuardedRecorder(self.monitor, model)
+            modules = dict.fromkeys(layer.module for layer in find_layers(model, self.monitor.layers))
+            self._recorder = GuardedRecorder(modules, self.monitor.held_out_steps, self.monitor.guard)
             self._handles += self._recorder.attach()
         elif isinstance(self.source, nn.Module):
             self._begin()
