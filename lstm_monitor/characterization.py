@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,24 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from lstm_monitor.errors import unknown
+from lstm_monitor.examination import design_probe as design_probe
+from lstm_monitor.examination import examine as examine
 from lstm_monitor.heldout import Forward, runs_of
-from lstm_monitor.host import to_host
 from lstm_monitor.importance import assess
-from lstm_monitor.layer_report import LayerReport, Trace
+from lstm_monitor.kernels.choice import forced
 from lstm_monitor.layers import find_layers
-from lstm_monitor.metrics.measuring import flagged, measure, measure_modes, not_measured
 from lstm_monitor.outputs import Select
-from lstm_monitor.ranking import OF_THE_NETWORK, check_ranking_name, rank
+from lstm_monitor.ranking import OF_THE_NETWORK, check_ranking_name
 from lstm_monitor.reasons import Thresholds
-from lstm_monitor.records import LayerKey, Metric, Metrics, Mode, Probe, Response, Snapshot, Stimulus
+from lstm_monitor.records import LayerKey, Probe, Snapshot
 from lstm_monitor.report import Report
-from lstm_monitor.responses import respond, settle
 from lstm_monitor.snapshots import snapshot
-from lstm_monitor.stimuli import default_horizon, default_stimuli
-from lstm_monitor.undisturbed import undisturbed
-
-MAX_HORIZON = 1024
-FLAGGED_SHARE = 0.05
 
 
 def characterize(  # noqa: PLR0913  # one argument for each thing that a user may choose
@@ -85,7 +79,8 @@ def characterize(  # noqa: PLR0913  # one argument for each thing that a user ma
     """
     check_ranking_name(rank_by)
     check_horizon(horizon)
-    check_steps(held_out_steps)  # before anything is run
+    check_steps(held_out_steps)
+    forced()  # before anything is run
     data: dict[str, Any] = {"forward": forward, "lengths": lengths, "mask": mask}
     if isinstance(model, Snapshot | Sequence):
         _check_no_data({"held_out": held_out, "output": output, **data})
@@ -129,90 +124,6 @@ def _asked_again(
     return chosen, {snap.key: snap.probe for snap in chosen if snap.probe is not None and horizon is None}
 
 
-def examine(
-    snaps: Sequence[Snapshot],
-    probes: Mapping[LayerKey, Probe],
-    rank_by: str,
-    thresholds: Thresholds,
-    horizon: int | None = None,
-) -> tuple[tuple[LayerReport, Probe], ...]:
-    """The report of each layer, on the host, with the probe used: the one given for it, or a new one."""
-    with undisturbed():
-        pairs = []
-        for snap in snaps:
-            probe = probes.get(snap.key) or design_probe(snap, thresholds, horizon)
-            pairs.append((_examine(replace(snap, point=probe.point), probe, rank_by, thresholds), probe))
-        on_host = all(snap.hidden_mean.device.type == "cpu" for snap in snaps)
-        return tuple(pairs) if on_host else to_host(tuple(pairs))
-
-
-def _examine(snap: Snapshot, probe: Probe, rank_by: str, thresholds: Thresholds) -> LayerReport:
-    coupled = _probe_responses(snap, probe, "coupled", thresholds)
-    alone = _probe_responses(snap, probe, "alone", thresholds)
-    played = [item for pair in zip(coupled, alone, strict=True) for item in measure_modes(*pair, thresholds)]
-    metrics = Metrics(snap.key, (*played, *_held_out_metrics(snap, thresholds)))
-    steps = coupled[0]
-    assert steps.baseline is not None
-    assert steps.settled is not None
-    return LayerReport(
-        key=snap.key,
-        kind=snap.kind,
-        input_size=snap.weights.input_size,
-        point_source=snap.point.source,
-        periods=tuple(1 / float(sine.frequency or 1) for sine in probe.sines),
-        metrics=metrics,
-        ranking=rank(snap, metrics, rank_by),
-        trace=_trace(steps, metrics),
-        settled=steps.settled,
-        thresholds=thresholds,
-        frozen=snap.frozen,
-    )
-
-
-def _trace(steps: Response, metrics: Metrics) -> Trace:
-    """The response to the step after which most cells settle, the first of equals."""
-    assert steps.baseline is not None
-    shown = int((metrics["step/settling_time"].reasons == 0).sum(1).argmax())
-    return Trace(steps.stimuli[shown].name, (steps.hidden[shown] - steps.baseline[:, None]).contiguous())
-
-
-def _probe_responses(snap: Snapshot, probe: Probe, mode: Mode, thresholds: Thresholds) -> list[Response]:
-    """The responses to steps and sines: one call where they share a horizon."""
-    together = len(probe.steps[0].signal) == len(probe.sines[0].signal)
-    groups: list[tuple[Stimulus, ...]] = [(*probe.steps, *probe.sines)] if together else [probe.steps, probe.sines]
-    rest = settle(snap, mode, thresholds)
-    return [respond(snap, group, mode, rest=rest) for group in groups]
-
-
-def _held_out_metrics(snap: Snapshot, thresholds: Thresholds) -> list[Metric]:
-    """Activity and gates on the held-out sequences; NaN with the reason without any."""
-    if snap.held_out is not None:
-        response = respond(snap, snap.held_out, record=("gates",))
-        return list(measure(response, thresholds=thresholds).items)
-    size, like = snap.hidden_size, snap.hidden_mean
-    return [m for group in ("activity", "gates") for m in not_measured(snap.key, size, group, snap.kind, like)]
-
-
-def design_probe(snap: Snapshot, thresholds: Thresholds, horizon: int | None = None) -> Probe:
-    """The default stimuli over `horizon` steps, by default over as many as the cells need.
-
-    Then the horizon starts at the task's length (at least 64) and doubles until at most 5% of the cells are flagged
-    (drifting or oscillating at the end), up to 1,024.
-    """
-    steps = default_horizon(snap.point) if horizon is None else horizon
-    while horizon is None and steps < MAX_HORIZON and _flagged_share(snap, steps, thresholds) > FLAGGED_SHARE:
-        steps = min(2 * steps, MAX_HORIZON)
-    stimuli = default_stimuli(snap, steps)
-    kinds = [tuple(s for s in stimuli if s.kind == kind) for kind in ("step", "sine")]
-    return Probe(snap.point, *kinds)
-
-
-def _flagged_share(snap: Snapshot, horizon: int, thresholds: Thresholds) -> float:
-    steps = [stimulus for stimulus in default_stimuli(snap, horizon) if stimulus.kind == "step"]
-    measured = measure(respond(snap, steps), thresholds=thresholds)
-    return float(flagged(measured["step/settling_time"].reasons).double().mean())
-
-
 def check_horizon(horizon: int | None) -> int | None:
     """`horizon` itself; ValueError if it is too short for a step response."""
     if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 8):
@@ -232,12 +143,16 @@ def check_steps(held_out_steps: int) -> int:
 
 def versions() -> dict[str, str]:
     """The versions that a report was made with."""
-    found = {"torch": str(torch.__version__)}
+    return {"torch": str(torch.__version__), "lstm_monitor": _own_version()}
+
+
+@cache
+def _own_version() -> str:
+    """Looked up once: it is read from a file."""
     try:
-        found["lstm_monitor"] = version("lstm-monitor")
+        return version("lstm-monitor")
     except PackageNotFoundError:  # the working tree on the path, not installed
-        found["lstm_monitor"] = "not installed"
-    return found
+        return "not installed"
 
 
 def ranks_of(order: Tensor) -> Tensor:

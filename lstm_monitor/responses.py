@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lstm_monitor.errors import choose
+from lstm_monitor.kernels.cells import Cells, cells_of
+from lstm_monitor.kernels.choice import engine_for
 from lstm_monitor.kernels.engines import in_mode, run, zero_state
 from lstm_monitor.kernels.fused import State
-from lstm_monitor.kernels.gates import cell_of, gates_of
+from lstm_monitor.kernels.gates import cell_of, gates_of, named
 from lstm_monitor.reasons import Thresholds
 from lstm_monitor.records import CellWeights, LayerWeights, Mode, Response, Sequences, Snapshot, Stimulus
 from lstm_monitor.snapshots import start_of
@@ -91,7 +93,8 @@ def _respond_to_sequences(
     hidden = snapshot.held_out_hidden if known else None
     if hidden is None:
         hidden, _ = run(weights, mode, inputs, start)
-    cell, gates = _traces(weights, inputs, hidden, start, record)
+    values = snapshot.held_out_gates if known else None
+    cell, gates = _traces(weights, inputs, hidden, start, record, values)
     return Response(
         snapshot.key,
         snapshot.kind,
@@ -113,9 +116,8 @@ def _respond_to_stimuli(
     rest: Rest,
 ) -> Response:
     _check_stimuli(stimuli, weights)
-    coded = weights.from_mean(snapshot.point.mean)
     parts = [
-        _respond_to_batch(coded, stimuli[start : start + BATCH], rest.state, mode, record)
+        _respond_to_batch(snapshot, weights, stimuli[start : start + BATCH], rest.state, mode, record)
         for start in range(0, len(stimuli), BATCH)
     ]
     traces = {name: torch.cat([part[name] for part in parts]) if parts[1:] else parts[0][name] for name in parts[0]}
@@ -133,50 +135,110 @@ def _respond_to_stimuli(
 
 
 def _respond_to_batch(
-    weights: Runnable, stimuli: tuple[Stimulus, ...], rest: State, mode: Mode, record: Sequence[str]
+    snapshot: Snapshot,
+    weights: Runnable,
+    stimuli: tuple[Stimulus, ...],
+    rest: State,
+    mode: Mode,
+    record: Sequence[str],
 ) -> dict[str, Tensor]:
-    compact, inputs = _compact(weights, stimuli)
+    signals = torch.stack([stimulus.signal for stimulus in stimuli], dim=1).to(weights.like)
+    directions, way = ways_of(stimuli)
     start = tuple(part.expand(len(stimuli), *part.shape[1:]) for part in rest)
-    hidden, _ = run(compact, mode, inputs, start)
-    cell, gates = _traces(compact, inputs, hidden, start, record)
+    compact = weights.from_mean(snapshot.point.mean).along(directions)
+    if mode == "alone" and isinstance(snapshot.weights, LayerWeights):
+        cells = cells_of(snapshot.weights, snapshot.hidden_mean, snapshot.point.mean, directions)
+        hidden, _ = engine_for(signals.device, signals.dtype).cell_trace(cells, signals, way, start)
+    else:
+        hidden, _ = run(compact, mode, in_ways(signals, way, directions.shape[1]), start)
+    cell, gates = _traces(compact, in_ways(signals, way, directions.shape[1]), hidden, start, record)
     traces = {"hidden": _axes(hidden), **gates}
     return traces if cell is None else {**traces, "cell": cell}
 
 
-def _compact(weights: Runnable, stimuli: tuple[Stimulus, ...]) -> tuple[Runnable, Tensor]:
-    """Rank-1 inputs in their own few coordinates: ``W_ih (signal * direction) = signal * (W_ih direction)``, exact."""
+def ways_of(stimuli: Sequence[Stimulus]) -> tuple[Tensor, Tensor]:
+    """The distinct directions ``(I, D)`` of stimuli, and the number of each one's own ``(S,)``.
+
+    Rank-1 inputs in their own few coordinates are exact: ``W_ih (signal * direction) = signal * (W_ih direction)``.
+    """
     directions: list[Tensor] = []
-    inputs = weights.like.new_zeros(len(stimuli[0].signal), len(stimuli), len(stimuli))
-    for s, stimulus in enumerate(stimuli):
-        d = next((k for k, known in enumerate(directions) if torch.equal(known, stimulus.direction)), len(directions))
-        directions += [stimulus.direction] if d == len(directions) else []
-        inputs[:, s, d] = stimulus.signal
-    return weights.along(torch.stack(directions, dim=1)), inputs[..., : len(directions)].contiguous()
+    way = []
+    for stimulus in stimuli:
+        mine = stimulus.direction
+        d = next(
+            (k for k, other in enumerate(directions) if other is mine or torch.equal(other, mine)), len(directions)
+        )
+        directions += [mine] if d == len(directions) else []
+        way.append(d)
+    return torch.stack(directions, dim=1), torch.tensor(way, device=directions[0].device)
+
+
+def in_ways(signals: Tensor, way: Tensor, count: int) -> Tensor:
+    """Inputs ``(T, S, D)`` of ``signals (T, S)``, each along one of D directions."""
+    return signals[..., None] * (way[:, None] == torch.arange(count, device=way.device))
 
 
 def settle(snapshot: Snapshot, mode: Mode, thresholds: Thresholds) -> Rest:
     """Where the cells come to rest: up to 256 steps from zero at the operating point, without stimulus."""
-    weights = in_mode(snapshot.weights, mode, snapshot.hidden_mean).from_mean(snapshot.point.mean)
-    still = weights.along(weights.like.new_zeros(weights.input_size, 1))
+    weights, mean = snapshot.weights, snapshot.point.mean
+    nowhere = weights.like.new_zeros(weights.input_size, 1)
+    if mode == "alone" and isinstance(weights, LayerWeights):
+        return settle_cells(cells_of(weights, snapshot.hidden_mean, mean, nowhere), None, thresholds)
+    still = in_mode(weights, mode, snapshot.hidden_mean).from_mean(mean).along(nowhere)
     inputs = weights.like.new_zeros(SETTLE_CHUNK, 1, 1)
-    state, hidden = zero_state(weights, 1), inputs
-    settled = torch.zeros(weights.hidden_size, dtype=torch.bool)
+    return _rest(lambda state: run(still, mode, inputs, state), zero_state(still, 1), None, thresholds)
+
+
+def settle_cells(cells: Cells, sizes: Sequence[int] | None, thresholds: Thresholds) -> Rest:
+    """As `settle` of cells alone, of several layers of these `sizes`: each moves for as long as its own cells need."""
+    signals = cells.bias.new_zeros(SETTLE_CHUNK, 1)
+    way = torch.zeros(1, dtype=torch.long, device=signals.device)
+    engine, zeros = engine_for(signals.device, signals.dtype), cells.bias.new_zeros(1, cells.hidden_size)
+    start = (zeros, zeros) if cells.kind == "lstm" else (zeros,)
+    return _rest(lambda state: engine.cell_trace(cells, signals, way, state), start, sizes, thresholds)
+
+
+def _rest(
+    go_on: Callable[[State], tuple[Tensor, State]], state: State, sizes: Sequence[int] | None, thresholds: Thresholds
+) -> Rest:
+    """64 steps at a time, until all cells of a layer rest; of several layers, that of each when its own do."""
+    found: Rest | None = None
     for _ in range(SETTLE_MOST // SETTLE_CHUNK):
-        hidden, state = run(still, mode, inputs, state)
+        hidden, state = go_on(state)
         tail = hidden[-SETTLE_TAIL:, 0]
-        settled = tail.amax(0) - tail.amin(0) <= thresholds.unsettled
-        if bool(settled.all()):
+        new = Rest(state, tail.amax(0) - tail.amin(0) <= thresholds.unsettled, tail[-1].clone())
+        found = new if found is None or sizes is None else _each(found, new, sizes)
+        if bool(found.settled.all()):
             break
-    return Rest(state, settled, hidden[-1, 0])
+    assert found is not None
+    return found
+
+
+def _each(earlier: Rest, later: Rest, sizes: Sequence[int]) -> Rest:
+    """Of each layer the earlier rest if all its cells rested then."""
+    counts = torch.tensor(sizes, device=earlier.settled.device)
+    rested = torch.stack([part.all() for part in earlier.settled.split(list(sizes))])
+    keep = rested.repeat_interleave(counts, output_size=len(earlier.settled))
+    state = tuple(torch.where(keep, *parts) for parts in zip(earlier.state, later.state, strict=True))
+    return Rest(
+        state,
+        torch.where(keep, earlier.settled, later.settled),
+        torch.where(keep, earlier.hidden, later.hidden),
+    )
 
 
 def _traces(
-    weights: Runnable, inputs: Tensor, hidden: Tensor, start: State, record: Sequence[str]
+    weights: Runnable,
+    inputs: Tensor,
+    hidden: Tensor,
+    start: State,
+    record: Sequence[str],
+    values: Tensor | None = None,
 ) -> tuple[Tensor | None, Mapping[str, Tensor]]:
-    """The cell state and the gates, where they are to be recorded."""
+    """The cell state and the gates, where they are to be recorded; `values`: the gates, where they are known."""
     if not record or isinstance(weights, CellWeights):
         return None, {}
-    gates = gates_of(weights, inputs, hidden, start[0])
+    gates = gates_of(weights, inputs, hidden, start[0]) if values is None else named(weights, values)
     cell = _axes(cell_of(gates, start[1])) if "cell" in record else None
     return cell, {name: _axes(gate) for name, gate in gates.items()} if "gates" in record else {}
 

@@ -9,9 +9,11 @@ from torch import nn
 
 import lstm_monitor as lm
 from lstm_monitor import metrics
+from lstm_monitor.kernels.facts import Played
+from lstm_monitor.kernels.torch_engine import ENGINE
 from lstm_monitor.metrics import activity
 from lstm_monitor.metrics.catalog import CATALOG
-from lstm_monitor.metrics.measuring import flagged, measure_modes
+from lstm_monitor.metrics.measuring import Part, flagged, measure_played, shown_of
 from tests import oracles
 
 KINDS = {
@@ -225,13 +227,34 @@ def test_bad_arguments_are_named() -> None:
         lm.measure()
 
 
-def test_both_modes_in_one_pass_are_the_same_as_apart(snap: lm.Snapshot) -> None:
+def heard(response: lm.Response, sines: list[lm.Stimulus]) -> Played:
+    """The facts of a response whose last stimuli are the sines."""
+    trace, count = response.hidden.permute(2, 0, 1), len(response.stimuli) - len(sines)
+    frequencies = [float(sine.frequency) for sine in sines]
+    return Played(
+        ENGINE.step_facts(trace[:, :count], response.baseline, lm.Thresholds()),
+        ENGINE.sine_facts(trace[:, count:], frequencies, shown_of(frequencies)),
+    )
+
+
+def test_layers_and_modes_in_one_pass_are_the_same_as_apart(snap: lm.Snapshot) -> None:
+    other = lm.snapshot(sharpened(nn.GRU(3, 9, dtype=torch.float64)))[0]
     stimuli = lm.default_stimuli(snap, 128)
-    coupled, alone = lm.respond(snap, stimuli), lm.respond(snap, stimuli, "alone")
-    apart = lm.measure(coupled, alone)
-    together = measure_modes(coupled, alone, lm.Thresholds())
-    assert {item.path for item in together} == set(apart.paths())
-    for item in together:
-        torch.testing.assert_close(item.values, apart[item.path].values, equal_nan=True, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(item.cells, apart[item.path].cells, equal_nan=True, rtol=1e-9, atol=1e-12)
-        assert torch.equal(item.reasons, apart[item.path].reasons)
+    sines = [stimulus for stimulus in stimuli if stimulus.kind == "sine"]
+    names = [tuple(s.name for s in stimuli if s.kind == kind) for kind in ("step", "sine")]
+    responses = [
+        lm.respond(snap, stimuli),
+        lm.respond(snap, stimuli, "alone"),
+        lm.respond(other, lm.default_stimuli(other, 128)),
+    ]
+    parts = [Part(r.hidden.shape[1], "_alone" if r.mode == "alone" else "", *names) for r in responses]
+    together = measure_played([heard(response, sines) for response in responses], parts, lm.Thresholds())
+    for response, items in zip(responses, together, strict=True):
+        apart = lm.measure(response)
+        assert [item.path for item in items] == list(apart.paths())
+        for item in items:
+            expected = apart[item.path]
+            torch.testing.assert_close(item.values, expected.values, equal_nan=True, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(item.cells, expected.cells, equal_nan=True, rtol=1e-9, atol=1e-12)
+            assert torch.equal(item.reasons, expected.reasons)
+            assert len(item.labels) == len(item.values)

@@ -25,7 +25,7 @@ from lstm_monitor import (
     snapshot,
     step,
 )
-from lstm_monitor.kernels.alone import decouple, run_alone
+from lstm_monitor.kernels.alone import decouple, dense, run_alone
 from lstm_monitor.kernels.fused import run_fused
 from lstm_monitor.kernels.gates import cell_of, gates_of
 from lstm_monitor.kernels.loop import run_loop
@@ -51,7 +51,8 @@ CASES = [
 ]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 PRECISIONS = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
-MODES = pytest.mark.parametrize("mode", ["coupled", "alone"])
+MODE_NAMES: tuple[Mode, ...] = ("coupled", "alone")
+MODES = pytest.mark.parametrize("mode", MODE_NAMES)
 N, T, F, H = 4, 12, 3, 5
 
 
@@ -167,6 +168,22 @@ def test_steps_and_sines(kind: type[nn.RNNBase], options: dict[str, Any], mode: 
         np.testing.assert_allclose(array(response.baseline), expected["baseline"], rtol=0, atol=TOLERANCE[dtype])
         assert (response.key, response.kind, response.mode) == (snap.key, snap.kind, mode)
         assert response.stimuli == tuple(stimuli)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("numba", torch.float32), *((name, dtype) for name in ("torch", "loop") for dtype in TOLERANCE)]
+)
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_every_engine_that_may_be_chosen(
+    kind: type[nn.RNNBase], options: dict[str, Any], name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSTM_MONITOR_ENGINE", name)
+    rnn = built(kind, options, dtype)
+    for snap in snapshot(rnn, data(N, T, F, dtype=dtype)):
+        for mode in MODE_NAMES if name == "loop" else MODE_NAMES[1:]:
+            stimuli = stimuli_for(snap)
+            response = respond(snap, stimuli, mode, record=everything(snap))
+            assert_agree(response, expected_of_stimuli(rnn, snap, stimuli, mode), TOLERANCE[dtype])
 
 
 @PRECISIONS
@@ -343,7 +360,7 @@ def test_groups_of_lone_cells_equal_the_whole_and_the_oracle(
     weights = decouple(snap.weights, snap.hidden_mean)
     x = data(T, 2, F, seed=6, dtype=torch.float64)
     state = tuple(data(2, size, seed=seed, dtype=torch.float64) for seed in ((7, 8) if snap.kind == "lstm" else (7,)))
-    (grouped, ends), (whole, final) = run_alone(weights, x, state), run_fused(weights, x, state)
+    (grouped, ends), (whole, final) = run_alone(weights, x, state), run_fused(dense(weights), x, state)
     torch.testing.assert_close(grouped, whole, rtol=0, atol=1e-13)
     for end, expected in zip(ends, final, strict=True):
         torch.testing.assert_close(end, expected, rtol=0, atol=1e-13)

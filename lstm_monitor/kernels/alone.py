@@ -2,65 +2,100 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
+from lstm_monitor.kernels.cells import Cells, cells_in
+from lstm_monitor.kernels.elementwise import Driven, is_still, scan, scan_inputs
 from lstm_monitor.kernels.fused import State, run_fused
-from lstm_monitor.records import LayerWeights
+from lstm_monitor.records import GATES, LayerWeights
 
 GROUP = 64
+FEW = 2560
+"""Sequences times cells up to which the fused op is faster for LSTM: a step's calls cost more than its arithmetic."""
 
 
-def decouple(weights: LayerWeights, hidden_mean: Tensor) -> LayerWeights:
+@dataclass(frozen=True, eq=False, repr=False)
+class LoneWeights(LayerWeights):
+    """A layer of cells that do not hear each other: ``weight_hh (G*H, 1)`` holds each cell's own recurrence."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the number of cells."""
+        return len(self.weight_hh) // len(GATES[self.kind])
+
+
+def decouple(weights: LayerWeights, hidden_mean: Tensor) -> LoneWeights:
     """The same cells with only their own recurrence; that of the others, at ``hidden_mean (H,)``, in the bias."""
-    size = weights.hidden_size
-    blocks = weights.weight_hh.reshape(-1, size, size)
-    own = torch.diagonal(blocks, dim1=1, dim2=2)
-    frozen = blocks @ hidden_mean - own * hidden_mean
-    return replace(
-        weights, weight_hh=torch.diag_embed(own).reshape(-1, size), bias_hh=weights.bias_hh + frozen.reshape(-1)
-    )
+    own = weights.weight_hh.unflatten(0, (-1, weights.hidden_size)).diagonal(dim1=1, dim2=2)
+    frozen = weights.weight_hh @ hidden_mean - (own * hidden_mean).flatten()
+    bias = weights.bias_hh + frozen
+    return LoneWeights(weights.kind, weights.weight_ih, own.reshape(-1, 1), weights.bias_ih, bias, weights.weight_hr)
+
+
+def dense(weights: LayerWeights) -> LayerWeights:
+    """The layer with its whole recurrent matrix ``(G*H, H)``, mostly zeros if its cells are alone."""
+    if not isinstance(weights, LoneWeights):
+        return weights
+    matrix = torch.diag_embed(weights.weight_hh.view(-1, weights.hidden_size)).flatten(0, 1)
+    return LayerWeights(weights.kind, weights.weight_ih, matrix, weights.bias_ih, weights.bias_hh, weights.weight_hr)
 
 
 def run_alone(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-    """`run_fused` for weights from `decouple`: the fused op on groups of 64 cells."""
-    if weights.kind == "rnn_relu":
-        return _scan_relu(weights, inputs, state[0])
-    size = weights.hidden_size
-    parts = [
-        run_fused(
-            _group(weights, slice(start, start + GROUP)), inputs, tuple(s[:, start : start + GROUP] for s in state)
-        )
-        for start in range(0, size, GROUP)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    hidden = torch.cat([hidden for hidden, _ in parts], dim=-1)
-    return hidden, tuple(torch.cat(pieces, dim=-1) for pieces in zip(*(final for _, final in parts), strict=True))
+    """Run ``inputs (T, N, I)`` from ``state``, parts ``(N, H)``, with weights from `decouple`.
+
+    Returns ``hidden (T, N, H)`` and the state at the end.
+    """
+    cells = _cells(weights)
+    if _few(cells, inputs.shape[1]):
+        return _run_groups(cells, inputs, state)
+    hidden = inputs.new_empty(*inputs.shape[:2], cells.hidden_size)
+    return hidden, scan_inputs(cells, inputs, state, hidden)
 
 
-def _scan_relu(weights: LayerWeights, inputs: Tensor, h: Tensor) -> tuple[Tensor, State]:
-    """Elementwise, since these cells may overflow: in a matrix, infinity times another cell's zero is NaN."""
-    own = weights.weight_hh.diagonal()
-    hidden = []
-    for driven in inputs @ weights.weight_ih.T + (weights.bias_ih + weights.bias_hh):
-        h = torch.relu(driven + own * h)
-        hidden.append(h)
-    return torch.stack(hidden), (h,)
+def trace_alone(
+    cells: Cells, signals: Tensor, way: Tensor, state: State, out: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Cells alone: ``hidden (T, S, H)`` on ``signals (T, S)`` along the directions ``way (S,)``; the last state.
+
+    ``state``: parts ``(1, H)`` or ``(S, H)``. ``out (T, S, H)``: memory that `hidden` may take.
+    """
+    start = tuple(part.expand(signals.shape[1], -1) for part in state)
+    if _few(cells, signals.shape[1]):
+        return _run_groups(cells, signals[..., None] * one_hot(way, len(cells.drive)), start)
+    hidden = signals.new_empty(*signals.shape, cells.hidden_size) if out is None else out
+    return hidden, scan(Driven(cells, way, is_still(signals)), signals, start, hidden)
 
 
-def _group(weights: LayerWeights, cells: slice) -> LayerWeights:
-    size = weights.hidden_size
+def _few(cells: Cells, count: int) -> bool:
+    return cells.kind == "lstm" and count * cells.hidden_size <= FEW
 
-    def rows(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(0, (-1, size))[:, cells].flatten(0, 1)
 
-    return replace(
-        weights,
-        weight_ih=rows(weights.weight_ih),
-        weight_hh=rows(weights.weight_hh)[:, cells].contiguous(),
-        bias_ih=rows(weights.bias_ih),
-        bias_hh=rows(weights.bias_hh),
+def _run_groups(cells: Cells, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    """The fused op on groups of cells, their own recurrence on diagonals; ``inputs (T, N, D)`` along the directions."""
+    groups = [slice(k, k + GROUP) for k in range(0, cells.hidden_size, GROUP)]
+    runs = [run_fused(_layer(cells_in(cells, g)), inputs, tuple(s[:, g] for s in state)) for g in groups]
+    if len(runs) == 1:
+        return runs[0]
+    hidden = torch.cat([hidden for hidden, _ in runs], dim=-1)
+    return hidden, tuple(torch.cat(ends, dim=-1) for ends in zip(*(end for _, end in runs), strict=True))
+
+
+def _layer(cells: Cells) -> LayerWeights:
+    """Cells of an LSTM as a layer that reads along their directions."""
+    drive, own, bias = cells.drive.flatten(1).T, cells.own.reshape(-1, 1), cells.bias.flatten()
+    return dense(LoneWeights(cells.kind, drive, own, bias, torch.zeros_like(bias)))
+
+
+def _cells(weights: LayerWeights) -> Cells:
+    """The cells of a layer, each feature a direction."""
+    own, drive, given, heard = (
+        tensor.unflatten(-1, (-1, weights.hidden_size))
+        for tensor in (weights.weight_hh[:, 0], weights.weight_ih.T, weights.bias_ih, weights.bias_hh)
     )
+    if weights.kind != "gru":
+        return Cells(weights.kind, own, given + heard, None, drive)
+    return Cells(weights.kind, own, torch.cat([given[:2] + heard[:2], given[2:]]), heard[2], drive)

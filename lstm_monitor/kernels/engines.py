@@ -8,8 +8,10 @@ from torch import Tensor
 
 from lstm_monitor.kernels import fused
 from lstm_monitor.kernels.alone import decouple, run_alone
+from lstm_monitor.kernels.choice import forced
 from lstm_monitor.kernels.custom import run_cell, start_state
 from lstm_monitor.kernels.fused import State, run_fused
+from lstm_monitor.kernels.loop import run_loop
 from lstm_monitor.records import CellWeights, LayerWeights, Mode
 
 
@@ -31,4 +33,6 @@ def run(weights: LayerWeights | CellWeights, mode: Mode, inputs: Tensor, state: 
     """Run ``inputs (T, N, I)`` from ``state``; returns ``hidden (T, N, H)`` and the state at the end."""
     if isinstance(weights, CellWeights):
         return run_cell(weights, inputs, state)
+    if forced() == "loop" and mode == "coupled":
+        return run_loop(weights, inputs, state)[:2]
     return (run_fused if mode == "coupled" else run_alone)(weights, inputs, state)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lstm_monitor.kernels.alone import dense
 from lstm_monitor.kernels.fused import State
 from lstm_monitor.records import LayerWeights
 
@@ -17,7 +18,7 @@ def run_loop(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tenso
     The traces are the gates by name and, for an LSTM, ``cell``.
     """
     steps = {"lstm": _lstm, "gru": _gru, "rnn_tanh": _rnn_tanh, "rnn_relu": _rnn_relu}
-    step = steps[weights.kind]
+    step, weights = steps[weights.kind], dense(weights)
     hidden, traces = [], []
     for x in inputs:
         state, trace = step(weights, x, state)

@@ -67,6 +67,18 @@ _GATES = (
     ("candidate_saturation", "share", "share of saturated candidates", "one", "median", False),
     ("tau_f", "steps", "time constant of the mean forget gate (update gate of a GRU)", "one", "full", True),
 )
+_LINEAR = (
+    ("pole", "", "share of a small change that is left a step later: at 1 and above it does not fade", "one", "table",
+     False),
+    ("pole_frequency", "cycles/step", "frequency at which a small change rings while it fades: 0 if it does not", "one",
+     "table", False),
+    ("time_constant", "steps", "time in which a small change fades to 1/e", "one", "table", True),
+    ("dc_gain", "", "lasting change by a small constant input, for one standard deviation", "one", "table", True),
+    ("gain", "", "size of the oscillation by a small input, for one standard deviation", "one", "table", True),
+    ("phase_lag", "radians", "how far the cell is behind a small input", "one", "table", False),
+    ("cutoff_frequency", "cycles/step", "frequency above which the cell no longer follows a small input", "one",
+     "table", True),
+)  # fmt: skip
 _ALONE = ("peak_response", "settling_time", "amplitude", "cutoff_frequency")
 """What is logged of decoupled cells; all the rest is in the report."""
 
@@ -79,6 +91,10 @@ def _specs() -> tuple[MetricSpec, ...]:
             shown = "median" if name in _ALONE else "table"
             words = f"{words}; every cell alone"
             specs.append(MetricSpec(f"{group}_alone", name, unit, words, summary, shown, log))  # type: ignore[arg-type]
+    specs += [
+        MetricSpec("linear", name, unit, f"{words}; every cell alone", *rest)  # type: ignore[arg-type]
+        for name, unit, words, *rest in _LINEAR
+    ]
     return tuple(specs)
 
 

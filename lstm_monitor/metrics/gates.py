@@ -13,11 +13,9 @@ DEFAULT = Thresholds()
 
 def saturation(gate: Tensor, mask: Tensor, *, candidate: bool = False, thresholds: Thresholds = DEFAULT) -> Tensor:
     """Share of the steps ``(H,)`` at which a gate is saturated: a sigmoid outside 0.05..0.95, abs(candidate) > 0.95."""
-    if candidate:
-        saturated = gate.abs() > thresholds.candidate_saturated
-    else:
-        saturated = (gate - 0.5).abs() > 0.5 - thresholds.saturated
-    return mean(saturated.to(gate.dtype), mask)
+    size = gate.abs() if candidate else (gate - 0.5).abs_()
+    limit = thresholds.candidate_saturated if candidate else 0.5 - thresholds.saturated
+    return mean(size.gt_(limit), mask)
 
 
 def tau_f(forget: Tensor, mask: Tensor) -> Tensor:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lstm_monitor.kernels.facts import Played, joined
 from lstm_monitor.metrics import activity, gates
 from lstm_monitor.metrics.catalog import CATALOG, SHOWN_PERIOD, MetricSpec
-from lstm_monitor.metrics.sine import (
-    SineSummary,
-    cutoff_with_reason,
-    dominant_frequency_with_reason,
-    summarize_sine,
-)
+from lstm_monitor.metrics.sine import SineSummary, cutoff_with_reason, summarize_sines
 from lstm_monitor.metrics.step import StepSummary, summarize, undefined
 from lstm_monitor.reasons import Reason, Thresholds
 from lstm_monitor.records import GATES, Kind, LayerKey, Metric, Metrics, Response, Stimulus
@@ -43,30 +39,46 @@ def measure(*responses: Response, thresholds: Thresholds | None = None) -> Metri
     return Metrics(responses[0].key, tuple(items))
 
 
-def measure_modes(coupled: Response, alone: Response, thresholds: Thresholds) -> list[Metric]:
-    """As `measure` of both responses to the same stimuli, in one pass: a decoupled cell is just another cell."""
-    assert coupled.baseline is not None
-    assert alone.baseline is not None
-    traces = [response.hidden.permute(2, 0, 1) for response in (coupled, alone)]  # as the engines lay them out
-    hidden = torch.cat(traces, dim=-1).permute(1, 2, 0)
-    both = replace(coupled, hidden=hidden, baseline=torch.cat([coupled.baseline, alone.baseline]))
-    size, items = coupled.hidden.shape[1], measure(both, thresholds=thresholds).items
-    return [_part(item, item.group, slice(size)) for item in items] + [
-        _part(item, f"{item.group}_alone", slice(size, None)) for item in items
-    ]
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Cells of one layer in one mode, of which something was played: their groups have this `ending`.
+
+    ``steps`` and ``sines``: the stimuli's names.
+    """
+
+    hidden_size: int
+    ending: str
+    steps: tuple[str, ...]
+    sines: tuple[str, ...]
 
 
-def _part(item: Metric, group: str, cells: slice) -> Metric:
-    return Metric(
-        group, item.name, item.values[:, cells], item.reasons[:, cells], item.labels, item.cells[cells].contiguous()
-    )
+def measure_played(played: Sequence[Played], parts: Sequence[Part], thresholds: Thresholds) -> list[list[Metric]]:
+    """The step and sine metrics of each part, in one pass over all cells: a decoupled cell is just another cell.
+
+    Args:
+        played: what was found of the cells; to all of them one score was played, apart from directions and names.
+        parts: how the cells, all of them in their order, are divided.
+        thresholds: the named numbers in the definitions.
+    """
+    found = joined(played)
+    steps = _steps(StepSummary(found.steps, thresholds), parts)
+    sines = _sines(SineSummary(found.sines, found.sines.steps // 2, thresholds), parts)
+    return [of_steps + of_sines for of_steps, of_sines in zip(steps, sines, strict=True)]
 
 
 def _measure(response: Response, thresholds: Thresholds) -> list[Metric]:
     if response.mask is not None:
         return _activity(response, response.mask, thresholds) + _gates(response, response.mask, thresholds)
-    ending = "_alone" if response.mode == "alone" else ""
-    return _steps(response, f"step{ending}", thresholds) + _sines(response, f"sine{ending}", thresholds)
+    (y, steps), (waves, sines) = _rows(response, "step"), _rows(response, "sine")
+    names = (tuple(stimulus.name for stimulus in group) for group in (steps, sines))
+    parts = [Part(response.hidden.shape[1], "_alone" if response.mode == "alone" else "", *names)]
+    items: list[Metric] = []
+    if steps:
+        items += _steps(summarize(y, response.baseline, thresholds), parts)[0]
+    if sines:
+        frequencies = [float(stimulus.frequency or 0) for stimulus in sines]
+        items += _sines(summarize_sines(waves, frequencies, shown_of(frequencies), thresholds), parts)[0]
+    return items
 
 
 def _rows(response: Response, kind: str) -> tuple[Tensor, tuple[Stimulus, ...]]:
@@ -77,69 +89,92 @@ def _rows(response: Response, kind: str) -> tuple[Tensor, tuple[Stimulus, ...]]:
     return hidden, chosen
 
 
-def _steps(response: Response, group: str, thresholds: Thresholds) -> list[Metric]:
-    y, stimuli = _rows(response, "step")
-    if not stimuli:
-        return []
-    summary = summarize(y, response.baseline, thresholds)
-    labels = tuple(stimulus.name for stimulus in stimuli)
-    rows = _step_values(summary)
-    medians = _median(torch.stack([values for _, values, _ in rows]))
+def shown_of(frequencies: Sequence[float]) -> int:
+    """The number of the sine that stands for a cell in tables and scalars."""
+    return min(range(len(frequencies)), key=lambda k: abs(1 / frequencies[k] - SHOWN_PERIOD))
+
+
+def _steps(summary: StepSummary, parts: Sequence[Part]) -> list[list[Metric]]:
+    rows = _step_rows(summary)
+    values, reasons = (torch.stack([row[k] for row in rows.values()]) for k in (0, 1))
     unsettled = flagged(summary.reason)
-    return [
-        Metric(group, name, values, reason, labels, _cells(group, name, values, median, unsettled))
-        for (name, values, reason), median in zip(rows, medians, strict=True)
+    cells = [
+        _step_cells(name, of_stimuli, median, unsettled)
+        for name, of_stimuli, median in zip(rows, values, _median(values), strict=True)
     ]
+    return _divided("step", tuple(rows), lambda part: [part.steps] * len(rows), parts, values, reasons, cells)
 
 
-def _cells(group: str, name: str, values: Tensor, median: Tensor, unsettled: Tensor) -> Tensor:
-    if CATALOG[f"{group}/{name}"].summary == "mean size":
+def _step_cells(name: str, values: Tensor, median: Tensor, unsettled: Tensor) -> Tensor:
+    if CATALOG[f"step/{name}"].summary == "mean size":
         return values.abs().nanmean(0)
     needs_end = name in ("settling_time", "rise_time", "overshoot")  # the few stimuli with an end would mislead
     return torch.where(unsettled, torch.nan, median) if needs_end else median
 
 
-def _step_values(summary: StepSummary) -> list[tuple[str, Tensor, Tensor]]:
+def _step_rows(summary: StepSummary) -> dict[str, tuple[Tensor, Tensor]]:
     value = summary.value_reason
+    return {
+        "initial_response": (undefined(summary.facts.initial, value), value),
+        "final_response": (undefined(summary.facts.final, value), value),
+        "delta_response": (undefined(summary.delta, value), value),
+        "peak_response": (undefined(summary.peak, value), value),
+        "peak_time": (summary.peak_time, summary.peak_reason),
+        "rise_time": (summary.rise_time, summary.shape_reason),
+        "settling_time": (summary.settling_time, summary.reason),
+        "overshoot": (summary.overshoot, summary.shape_reason),
+    }
+
+
+def _sines(summary: SineSummary, parts: Sequence[Part]) -> list[list[Metric]]:
+    shown = shown_of(summary.facts.frequencies)
+    rows = {
+        "amplitude": (summary.amplitude, summary.amplitude_reason),
+        "phase_lag": (summary.phase_lag, summary.phase_reason),
+        "harmonic_distortion": (summary.harmonic_distortion, summary.distortion_reason),
+        "correlation": (summary.correlation, summary.correlation_reason),
+    }
+    single = {
+        "cutoff_frequency": cutoff_with_reason(summary.amplitude, summary.facts.frequencies, summary.thresholds),
+        "dominant_frequency": summary.dominant_with_reason(shown),
+    }
+    values, reasons = (torch.stack([row[k] for row in rows.values()]) for k in (0, 1))
+    value, reason = (torch.stack([row[k] for row in single.values()]) for k in (0, 1))
+    value = undefined(value, reason)
+    of_each = _divided("sine", tuple(rows), lambda part: [part.sines] * 4, parts, values, reasons, values[:, shown])
+    of_all = _divided(
+        "sine",
+        tuple(single),
+        lambda part: [("all periods",), (part.sines[shown],)],
+        parts,
+        value[:, None],
+        reason[:, None],
+        value,
+    )
+    return [each + both for each, both in zip(of_each, of_all, strict=True)]
+
+
+def _divided(
+    group: str,
+    names: Sequence[str],
+    labels: Callable[[Part], Sequence[tuple[str, ...]]],
+    parts: Sequence[Part],
+    values: Tensor,
+    reasons: Tensor,
+    cells: Tensor | Sequence[Tensor],
+) -> list[list[Metric]]:
+    """The metrics of each part from ``values`` and ``reasons (M, S, N)`` and ``cells (M, N)`` of all N cells."""
+    sizes = [part.hidden_size for part in parts]
+    whole = cells if isinstance(cells, Tensor) else torch.stack(list(cells))
+    pieces = zip(parts, *(tensor.split(sizes, dim=-1) for tensor in (values, reasons, whole)), strict=True)
     return [
-        ("initial_response", undefined(summary.y0, value), value),
-        ("final_response", undefined(summary.final, value), value),
-        ("delta_response", undefined(summary.delta, value), value),
-        ("peak_response", undefined(summary.peak, value), value),
-        ("peak_time", summary.peak_time, summary.peak_reason),
-        ("rise_time", summary.rise_time, summary.shape_reason),
-        ("settling_time", summary.settling_time, summary.reason),
-        ("overshoot", summary.overshoot, summary.shape_reason),
-    ]
-
-
-def _sines(response: Response, group: str, thresholds: Thresholds) -> list[Metric]:
-    y, stimuli = _rows(response, "sine")
-    if not stimuli:
-        return []
-    frequencies = [float(stimulus.frequency or 0) for stimulus in stimuli]
-    summaries = [summarize_sine(y[k], f, None, thresholds) for k, f in enumerate(frequencies)]
-    labels = tuple(stimulus.name for stimulus in stimuli)
-    shown = min(range(len(stimuli)), key=lambda k: abs(1 / frequencies[k] - SHOWN_PERIOD))
-    items = [
-        _metric(group, name, torch.stack(values), torch.stack(reasons), labels, shown)
-        for name, values, reasons in _sine_values(summaries)
-    ]
-    gains = torch.stack([summary.amplitude for summary in summaries])
-    cutoff, reason = cutoff_with_reason(gains, frequencies, thresholds)
-    items.append(_metric(group, "cutoff_frequency", undefined(cutoff, reason)[None], reason[None], ("all periods",)))
-    dominant, why = dominant_frequency_with_reason(summaries[shown].window, thresholds)
-    row = (labels[shown],)
-    items.append(_metric(group, "dominant_frequency", undefined(dominant, why)[None], why[None], row))
-    return items
-
-
-def _sine_values(summaries: Sequence[SineSummary]) -> list[tuple[str, list[Tensor], list[Tensor]]]:
-    return [
-        ("amplitude", [s.amplitude for s in summaries], [s.amplitude_reason for s in summaries]),
-        ("phase_lag", [s.phase_lag for s in summaries], [s.phase_reason for s in summaries]),
-        ("harmonic_distortion", [s.harmonic_distortion for s in summaries], [s.distortion_reason for s in summaries]),
-        ("correlation", [s.correlation for s in summaries], [s.correlation_reason for s in summaries]),
+        [
+            Metric(f"{group}{part.ending}", name, value, reason, label, of_cells)
+            for name, label, value, reason, of_cells in zip(
+                names, labels(part), *(piece.contiguous() for piece in own), strict=True
+            )
+        ]
+        for part, *own in pieces
     ]
 
 

@@ -14,55 +14,44 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from lstm_monitor.kernels.facts import SineFacts, window_of
+from lstm_monitor.kernels.torch_engine import ENGINE
 from lstm_monitor.metrics.step import at_least_float32, undefined
 from lstm_monitor.reasons import Reason, Thresholds
 from lstm_monitor.stimuli import check_frequency
 
 DEFAULT = Thresholds()
+AT_ONCE = 512
+"""Responses whose spectra are in memory together."""
 
 
 @dataclass(frozen=True, eq=False)
 class SineSummary:
-    """What all sine metrics of one response share, each computed once."""
+    """What all sine metrics of the responses to S sines share, each computed once, ``(S, ...)``.
 
-    y: Tensor
-    frequency: float
-    transient: int
+    ``start``: the index of the first sample of their windows.
+    """
+
+    facts: SineFacts
+    start: int
     thresholds: Thresholds
 
     @cached_property
-    def window(self) -> Tensor:
-        """The samples ``(..., n)`` of the whole periods after the transient; n steps are nearest to whole periods."""
-        periods = math.floor((self.y.shape[-1] - self.transient) * self.frequency + 1e-9)
-        steps = min(round(periods / self.frequency), self.y.shape[-1] - self.transient)
-        return self.y[..., self.transient : self.transient + steps]
+    def _found(self) -> tuple[Tensor, ...]:
+        """The fundamental's sine and cosine, the power of its harmonics, and the mean product with the input."""
+        rows = [self._project(*pair) for pair in zip(self.facts.folded, self.facts.frequencies, strict=True)]
+        return torch.stack([torch.stack(row) for row in rows], dim=1).unbind()
 
-    @cached_property
-    def folded(self) -> Tensor:
-        """One mean period ``(..., period)`` where the period is a whole number of steps; else the window."""
-        period = round(1 / self.frequency)
-        if abs(period * self.frequency - 1) > 1e-9:
-            return self.window
-        return self.window.unflatten(-1, (-1, period)).mean(-2)
-
-    @cached_property
-    def coefficients(self) -> Tensor:
-        """``(..., 1 + 2 k)``: mean, then sine and cosine of the fundamental and of each harmonic below 0.5."""
-        steps, like = self.folded.shape[-1], (self.y.dtype, self.y.device)
-        projection = _projection(self.frequency, self.transient, steps, self._harmonics, *like)
-        centre = self.folded.mean(-1, keepdim=True)
-        found = (self.folded - centre) @ projection.T
-        return torch.cat([found[..., :1] + centre, found[..., 1:]], dim=-1)
-
-    @cached_property
-    def _harmonics(self) -> int:
-        most = (self.folded.shape[-1] - 1) // 2
-        return max(1, min(most, math.ceil(0.5 / self.frequency - 1e-9) - 1))
+    def _project(self, folded: Tensor, frequency: float) -> tuple[Tensor, ...]:
+        steps = folded.shape[-1]
+        waves = _projection(frequency, self.start, steps, _harmonics(frequency, steps), folded.dtype, folded.device)
+        found = (folded - folded.mean(-1, keepdim=True)) @ waves
+        return found[..., 0], found[..., 1], found[..., 2:-1].square().sum(-1), found[..., -1]
 
     @cached_property
     def amplitude(self) -> Tensor:
         """Amplitude of the fundamental."""
-        return torch.hypot(self.coefficients[..., 1], self.coefficients[..., 2])
+        return torch.hypot(self._found[0], self._found[1])
 
     @cached_property
     def amplitude_reason(self) -> Tensor:
@@ -72,71 +61,72 @@ class SineSummary:
     @cached_property
     def phase_reason(self) -> Tensor:
         """Undefined where the fundamental is under the least amplitude."""
-        small = (self.amplitude < self.thresholds.least_amplitude).to(torch.uint8) * int(Reason.SILENT)
-        return torch.maximum(self.amplitude_reason, small)
+        return self.amplitude_reason.masked_fill(self.amplitude < self.thresholds.least_amplitude, Reason.SILENT)
 
     @cached_property
     def phase_lag(self) -> Tensor:
         """Minus the phase of the fundamental."""
-        lag = -torch.atan2(self.coefficients[..., 2], self.coefficients[..., 1])
+        lag = -torch.atan2(self._found[1], self._found[0])
         return undefined(torch.where(lag <= -math.pi, -lag, lag), self.phase_reason)
 
     @cached_property
     def distortion_reason(self) -> Tensor:
-        """As the phase; undefined everywhere if no harmonic lies below 0.5."""
-        if self._harmonics < 2:
-            return torch.full_like(self.phase_reason, int(Reason.NO_HARMONICS))
-        return self.phase_reason
+        """As the phase; undefined everywhere for a sine of which no harmonic lies below 0.5."""
+        rows = zip(self.phase_reason, self.facts.folded, self.facts.frequencies, strict=True)
+        return torch.stack(
+            [
+                reason if _harmonics(frequency, folded.shape[-1]) > 1 else torch.full_like(reason, Reason.NO_HARMONICS)
+                for reason, folded, frequency in rows
+            ]
+        )
 
     @cached_property
     def harmonic_distortion(self) -> Tensor:
         """Root of the harmonics' power over the fundamental's."""
-        power = self.coefficients[..., 3:].square().sum(-1)
-        return undefined(power.sqrt() / self.amplitude, self.distortion_reason)
-
-    @cached_property
-    def std(self) -> Tensor:
-        """Standard deviation over the window."""
-        return self.window.std(-1, correction=0)
+        return undefined(self._found[2].sqrt() / self.amplitude, self.distortion_reason)
 
     @cached_property
     def correlation_reason(self) -> Tensor:
         """Undefined where the response is constant or not finite."""
-        constant = (self.std < self.thresholds.least_std).to(torch.uint8) * int(Reason.SILENT)
-        return torch.maximum(self.amplitude_reason, constant)
+        constant = self.facts.std < self.thresholds.least_std
+        return self.amplitude_reason.masked_fill(constant & (self.amplitude_reason == 0), Reason.SILENT)
 
     @cached_property
     def correlation(self) -> Tensor:
         """Pearson's correlation with the input sine over the window."""
-        steps = self.window.shape[-1]
-        wave = _wave(self.frequency, self.transient, steps, self.y.dtype, self.y.device)
-        centred = self.window - self.window.mean(-1, keepdim=True)
-        return undefined((centred @ wave) / (steps * self.std), self.correlation_reason)
+        return undefined(self._found[3] / self.facts.std, self.correlation_reason)
+
+    def dominant_with_reason(self, shown: int) -> tuple[Tensor, Tensor]:
+        """The strongest frequency in the window of the sine number `shown`, and why it is undefined."""
+        assert self.facts.window is not None
+        return strongest(self.facts.window), _steady_reason(self.facts.std[shown], self.thresholds)
+
+
+def _harmonics(frequency: float, steps: int) -> int:
+    """How many of the fundamental and its harmonics lie below 0.5 and can be told apart in so many steps."""
+    return max(1, min((steps - 1) // 2, math.ceil(0.5 / frequency - 1e-9) - 1))
 
 
 @lru_cache(maxsize=64)
 def _projection(
     frequency: float, start: int, steps: int, harmonics: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Least squares ``(1 + 2 k, steps)`` for a constant, then sine and cosine of each harmonic."""
+    """``(steps, 2 k + 1)``: least squares for sine and cosine of each harmonic beside a constant; the input sine.
+
+    The input sine has mean 0, mean square 1 over the whole window, and is over the number of steps.
+    """
     time = torch.arange(start, start + steps, dtype=torch.float64)
     angles = [2 * math.pi * frequency * order * time for order in range(1, harmonics + 1)]
     waves = [wave for angle in angles for wave in (torch.sin(angle), torch.cos(angle))]
-    return torch.linalg.pinv(torch.stack([torch.ones_like(time), *waves], dim=1)).to(device, dtype)
-
-
-@lru_cache(maxsize=64)
-def _wave(frequency: float, start: int, steps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The input sine ``(steps,)`` with mean 0 and mean square 1."""
-    wave = torch.sin(2 * math.pi * frequency * torch.arange(start, start + steps, dtype=torch.float64))
-    wave = wave - wave.mean()
-    return (wave / wave.std(correction=0)).to(device, dtype)
+    fitted = torch.linalg.pinv(torch.stack([torch.ones_like(time), *waves], dim=1))[1:]
+    heard = waves[0] - waves[0].mean()
+    return torch.cat([fitted, (heard / heard.std(correction=0) / steps)[None]]).T.to(device, dtype)
 
 
 def summarize_sine(
     y: Tensor, frequency: float, transient: int | None = None, thresholds: Thresholds = DEFAULT
 ) -> SineSummary:
-    """The summary that all sine metrics of one response share.
+    """The summary that all metrics of the response to one sine share, of shape (1, ...).
 
     Raises:
         TypeError: `y` is not a floating-point tensor.
@@ -144,16 +134,39 @@ def summarize_sine(
             period.
     """
     y = at_least_float32(y)
-    check_frequency(frequency)
     skipped = y.shape[-1] // 2 if transient is None else transient
-    if skipped < 0:
+    check_window(y.shape[-1], frequency, skipped)
+    found = window_of(y.shape[-1], frequency, skipped)
+    window = y[..., found.start : found.start + found.size]
+    folded = window.unflatten(-1, (-1, found.period)).mean(-2) if found.period < found.size else window
+    facts = SineFacts(y.shape[-1], (frequency,), (folded,), window.std(-1, correction=0)[None], None)
+    return SineSummary(facts, skipped, thresholds)
+
+
+def summarize_sines(
+    y: Tensor, frequencies: Sequence[float], shown: int, thresholds: Thresholds = DEFAULT
+) -> SineSummary:
+    """The summary that all metrics of the responses ``y (S, H, T)`` to S sines share; `shown` keeps its samples.
+
+    Raises:
+        TypeError, ValueError: as `summarize_sine`.
+    """
+    y = at_least_float32(y)
+    for frequency in frequencies:
+        check_window(y.shape[-1], frequency, y.shape[-1] // 2)
+    return SineSummary(ENGINE.sine_facts(y.permute(2, 0, 1), frequencies, shown), y.shape[-1] // 2, thresholds)
+
+
+def check_window(steps: int, frequency: float, transient: int) -> None:
+    """Raise ValueError unless a response of so many steps holds a whole period of the sine after its transient."""
+    check_frequency(frequency)
+    if transient < 0:
         raise ValueError(f"transient={transient} is negative; give the number of first steps to leave out, or None")
-    if math.floor((y.shape[-1] - skipped) * frequency + 1e-9) < 1:
+    if math.floor((steps - transient) * frequency + 1e-9) < 1:
         raise ValueError(
-            f"the horizon T={y.shape[-1]} is too short for frequency={frequency:g}: after a transient of {skipped} "
+            f"the horizon T={steps} is too short for frequency={frequency:g}: after a transient of {transient} "
             f"steps no whole period of {1 / frequency:g} steps is left; give a longer response or a smaller transient"
         )
-    return SineSummary(y, frequency, skipped, thresholds)
 
 
 def amplitude(y: Tensor, frequency: float, transient: int | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
@@ -162,7 +175,7 @@ def amplitude(y: Tensor, frequency: float, transient: int | None = None, thresho
     Raises:
         TypeError, ValueError: as `summarize_sine`.
     """
-    return summarize_sine(y, frequency, transient, thresholds).amplitude
+    return summarize_sine(y, frequency, transient, thresholds).amplitude[0]
 
 
 def phase_lag(y: Tensor, frequency: float, transient: int | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
@@ -173,7 +186,7 @@ def phase_lag(y: Tensor, frequency: float, transient: int | None = None, thresho
     Raises:
         TypeError, ValueError: as `summarize_sine`.
     """
-    return summarize_sine(y, frequency, transient, thresholds).phase_lag
+    return summarize_sine(y, frequency, transient, thresholds).phase_lag[0]
 
 
 def harmonic_distortion(
@@ -186,7 +199,7 @@ def harmonic_distortion(
     Raises:
         TypeError, ValueError: as `summarize_sine`.
     """
-    return summarize_sine(y, frequency, transient, thresholds).harmonic_distortion
+    return summarize_sine(y, frequency, transient, thresholds).harmonic_distortion[0]
 
 
 def correlation(y: Tensor, frequency: float, transient: int | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
@@ -195,7 +208,7 @@ def correlation(y: Tensor, frequency: float, transient: int | None = None, thres
     Raises:
         TypeError, ValueError: as `summarize_sine`.
     """
-    return summarize_sine(y, frequency, transient, thresholds).correlation
+    return summarize_sine(y, frequency, transient, thresholds).correlation[0]
 
 
 def dominant_frequency(y: Tensor, thresholds: Thresholds = DEFAULT) -> Tensor:
@@ -216,13 +229,24 @@ def dominant_frequency_with_reason(y: Tensor, thresholds: Thresholds = DEFAULT) 
         TypeError, ValueError: `y` is not a floating-point tensor, or has no time steps.
     """
     y = at_least_float32(y)
-    std = y.std(-1, correction=0)
+    return strongest(y), _steady_reason(y.std(-1, correction=0), thresholds)
+
+
+def _steady_reason(std: Tensor, thresholds: Thresholds) -> Tensor:
     reason = (std < thresholds.least_std).to(torch.uint8) * int(Reason.SILENT)
-    reason[~torch.isfinite(std)] = Reason.NONFINITE
-    centred = torch.nan_to_num(y - y.mean(-1, keepdim=True))
-    power = torch.fft.rfft(centred).abs()
+    return reason.masked_fill(~torch.isfinite(std), Reason.NONFINITE)
+
+
+def strongest(y: Tensor) -> Tensor:
+    """The frequency (...) of the largest bin of the periodogram of ``y (..., T)``, some responses at a time."""
+    steps = y.shape[-1]
+    return torch.cat([_largest_bin(rows) for rows in y.reshape(-1, steps).split(AT_ONCE)]).reshape(y.shape[:-1]) / steps
+
+
+def _largest_bin(rows: Tensor) -> Tensor:
+    power = torch.fft.rfft(torch.nan_to_num(rows - rows.mean(-1, keepdim=True))).abs()
     power[..., 0] = 0
-    return power.argmax(-1) / y.shape[-1] + torch.zeros_like(std), reason
+    return power.argmax(-1).to(rows.dtype)
 
 
 def cutoff_frequency(gains: Tensor, frequencies: Sequence[float] | Tensor, thresholds: Thresholds = DEFAULT) -> Tensor:
@@ -256,6 +280,5 @@ def cutoff_with_reason(
     share = (high - goal) / (high - low)
     found = torch.exp(logs[first] + share * (logs[after] - logs[first]))
     reason = (~below.any(0)).to(torch.uint8) * int(Reason.NEVER)
-    reason[gains[0] < thresholds.least_amplitude] = Reason.SILENT
-    reason[~torch.isfinite(gains).all(0)] = Reason.NONFINITE
-    return found, reason
+    reason.masked_fill_(gains[0] < thresholds.least_amplitude, Reason.SILENT)
+    return found, reason.masked_fill_(~torch.isfinite(gains).all(0), Reason.NONFINITE)

@@ -8,13 +8,15 @@ largest ``|y - y0|``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lstm_monitor.metrics.crossing import Blocks, blocks_of, first_outside, last_outside
+from lstm_monitor.kernels.facts import StepFacts
+from lstm_monitor.kernels.torch_engine import ENGINE
 from lstm_monitor.reasons import Reason, Thresholds
 
 DEFAULT = Thresholds()
@@ -22,46 +24,20 @@ DEFAULT = Thresholds()
 
 @dataclass(frozen=True, eq=False)
 class StepSummary:
-    """What all step metrics of one response share, each computed once."""
+    """What all step metrics of the same responses share, each computed once, of the shape of the facts."""
 
-    y: Tensor
-    y0: Tensor
+    facts: StepFacts
     thresholds: Thresholds
-
-    @cached_property
-    def tail(self) -> int:
-        """L, the samples that make the final value."""
-        return max(self.thresholds.tail_least, self.y.shape[-1] // self.thresholds.tail_share)
-
-    @cached_property
-    def final(self) -> Tensor:
-        """Mean of the last L samples."""
-        return self.y[..., -self.tail :].mean(-1)
 
     @cached_property
     def delta(self) -> Tensor:
         """Final minus initial."""
-        return self.final - self.y0
-
-    @cached_property
-    def blocks(self) -> Blocks:
-        """The extremes of blocks of samples, in which the searches look first."""
-        return blocks_of(self.y)
-
-    @cached_property
-    def top(self) -> Tensor:
-        """Largest sample."""
-        return self.blocks.top.amax(0)
-
-    @cached_property
-    def bottom(self) -> Tensor:
-        """Smallest sample."""
-        return self.blocks.bottom.amin(0)
+        return self.facts.final - self.facts.initial
 
     @cached_property
     def peak(self) -> Tensor:
         """Largest distance from the initial value."""
-        return torch.maximum(self.top - self.y0, self.y0 - self.bottom)
+        return torch.maximum(self.facts.top - self.facts.initial, self.facts.initial - self.facts.bottom)
 
     @cached_property
     def silent(self) -> Tensor:
@@ -79,68 +55,56 @@ class StepSummary:
         return self.thresholds.band * torch.where(self.washout, self.peak, self.delta.abs())
 
     @cached_property
+    def nonfinite(self) -> Tensor:
+        """Whether the response, or the value before it, is not finite."""
+        return ~torch.isfinite(self.peak)
+
+    @cached_property
     def reason(self) -> Tensor:
         """uint8 codes of `Reason`: why the settling time is undefined."""
-        y, tail = self.y, self.tail
-        reason = torch.zeros(y.shape[:-1], dtype=torch.uint8, device=y.device)
-        if y.shape[-1] < 2 * self.thresholds.tail_least:
-            reason.fill_(Reason.TOO_SHORT)
-        else:
-            last = y[..., -tail:]
-            drifting = (self.final - y[..., -2 * tail : -tail].mean(-1)).abs() > self.thresholds.drift * self.band
-            oscillating = (last.amax(-1) - last.amin(-1)) > 2 * self.band
-            reason[(y[..., -1] - self.final).abs() > self.band] = Reason.OUTSIDE
-            reason[oscillating] = Reason.OSCILLATING
-            reason[drifting] = Reason.DRIFTING
-            reason[self.silent] = Reason.SILENT
-        reason[~torch.isfinite(self.peak)] = Reason.NONFINITE
-        return reason
+        facts, reason = self.facts, torch.zeros_like(self.peak, dtype=torch.uint8)
+        if facts.steps < 2 * self.thresholds.tail_least:
+            return reason.fill_(Reason.TOO_SHORT).masked_fill_(self.nonfinite, Reason.NONFINITE)
+        reason.masked_fill_((facts.last - facts.final).abs() > self.band, Reason.OUTSIDE)
+        reason.masked_fill_((facts.tail_top - facts.tail_bottom) > 2 * self.band, Reason.OSCILLATING)
+        reason.masked_fill_((facts.final - facts.before).abs() > self.thresholds.drift * self.band, Reason.DRIFTING)
+        return reason.masked_fill_(self.silent, Reason.SILENT).masked_fill_(self.nonfinite, Reason.NONFINITE)
 
     @cached_property
     def settling_time(self) -> Tensor:
         """Steps through the last sample outside the band."""
-        last = last_outside(self.blocks, self.final - self.band, self.final + self.band)
-        return undefined(last + 1, self.reason)
+        return undefined(self.facts.outside + 1, self.reason)
 
     @cached_property
     def shape_reason(self) -> Tensor:
         """As `reason`, and undefined for washout too, where delta is no scale."""
-        return torch.where(self.washout & (self.reason == 0), int(Reason.WASHOUT), self.reason).to(torch.uint8)
-
-    @cached_property
-    def peak_reason(self) -> Tensor:
-        """Undefined where the cell is silent or not finite."""
-        keep = (self.reason == Reason.NONFINITE) | ~self.silent
-        return torch.where(keep, self.reason * (self.reason == Reason.NONFINITE), int(Reason.SILENT)).to(torch.uint8)
+        return self.reason.masked_fill(self.washout & (self.reason == 0), Reason.WASHOUT)
 
     @cached_property
     def value_reason(self) -> Tensor:
         """Undefined only where the response is not finite."""
-        return self.reason * (self.reason == Reason.NONFINITE)
+        return self.nonfinite.to(torch.uint8) * int(Reason.NONFINITE)
+
+    @cached_property
+    def peak_reason(self) -> Tensor:
+        """Undefined where the cell is silent or not finite."""
+        return self.value_reason.masked_fill(self.silent, Reason.SILENT)
 
     @cached_property
     def peak_time(self) -> Tensor:
         """Index of the first sample at the peak."""
-        up, down = self.top - self.y0, self.y0 - self.bottom
-        low = torch.where(down >= up, self.bottom, -torch.inf)
-        high = torch.where(up >= down, self.top, torch.inf)
-        return undefined(first_outside(self.blocks, low, high), self.peak_reason)
+        return undefined(self.facts.peak_at, self.peak_reason)
 
     @cached_property
     def rise_time(self) -> Tensor:
         """Steps from the first sample beyond 10% of delta to the first beyond 90%."""
-        return undefined(self._reach(0.9) - self._reach(0.1), self.shape_reason)
-
-    def _reach(self, share: float) -> Tensor:
-        goal = self.y0 + share * self.delta
-        infinite = torch.full_like(goal, torch.inf)
-        up = self.delta > 0
-        return first_outside(self.blocks, torch.where(up, -infinite, goal), torch.where(up, goal, infinite))
+        return undefined(self.facts.rise_to - self.facts.rise_from, self.shape_reason)
 
     @cached_property
     def overshoot(self) -> Tensor:
         """Excess beyond the final value as a fraction of abs(delta)."""
-        beyond = torch.where(self.delta > 0, self.top - self.final, self.final - self.bottom)
+        facts = self.facts
+        beyond = torch.where(self.delta > 0, facts.top - facts.final, facts.final - facts.bottom)
         return undefined(beyond.clamp(min=0) / self.delta.abs(), self.shape_reason)
 
 
@@ -179,7 +143,18 @@ def summarize(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFA
             f"y0 has shape {tuple(start.shape)}; for y of shape {tuple(y.shape)} it must broadcast to "
             f"{tuple(y.shape[:-1])}: y without its time"
         ) from None
-    return StepSummary(y, start, thresholds)
+    return StepSummary(_facts_of(y, start, thresholds), thresholds)
+
+
+def _facts_of(y: Tensor, start: Tensor, thresholds: Thresholds) -> StepFacts:
+    """Of each response of ``y (..., T)`` from its own ``start (...)``: they are played as one cell each."""
+    rows = y.reshape(start.numel(), y.shape[-1])
+    facts = ENGINE.step_facts(rows.T[:, None], start.reshape(-1), thresholds)
+    values = {field.name: getattr(facts, field.name) for field in fields(facts)}
+    shaped: dict[str, Any] = {
+        name: value.reshape(start.shape) for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return replace(facts, **shaped)
 
 
 def initial_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
@@ -189,7 +164,7 @@ def initial_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds
         TypeError, ValueError: as `summarize`.
     """
     summary = summarize(y, y0, thresholds)
-    return undefined(summary.y0, summary.value_reason)
+    return undefined(summary.facts.initial, summary.value_reason)
 
 
 def final_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
@@ -199,7 +174,7 @@ def final_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds =
         TypeError, ValueError: as `summarize`.
     """
     summary = summarize(y, y0, thresholds)
-    return undefined(summary.final, summary.value_reason)
+    return undefined(summary.facts.final, summary.value_reason)
 
 
 def delta_response(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFAULT) -> Tensor:
