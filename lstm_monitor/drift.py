@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, overload
 
-import numpy as np
-
-from lstm_monitor.distributions import Values, finite, quantiles, wasserstein
+from lstm_monitor.distributions import Values, ascending_rows, quantile_rows, relative_distances
 from lstm_monitor.records import Drift, LayerKey, Metrics
 
 
@@ -83,18 +81,13 @@ def _compare_metrics(now: Metrics, earlier: Metrics) -> tuple[Drift, ...]:
     if now.key != earlier.key:
         raise ValueError(f"earlier={earlier.key} is another layer than now={now.key}; compare checks of one layer")
     shared = [item for item in now.items if item.path in earlier]
-    return tuple(_drift(item.path, finite(item.cells), finite(earlier[item.path].cells)) for item in shared)
+    if not shared:
+        return ()
+    ours = ascending_rows([item.cells for item in shared])
+    theirs = ascending_rows([earlier[item.path].cells for item in shared])
+    columns = relative_distances(ours, theirs).tolist(), _triples(ours), _triples(theirs)
+    return tuple(Drift(item.path, *found) for item, *found in zip(shared, *columns, strict=True))
 
 
-def _drift(metric: str, now: Values, earlier: Values) -> Drift:
-    return Drift(metric, _relative_distance(now, earlier), quantiles(now), quantiles(earlier))
-
-
-def _relative_distance(now: Values, earlier: Values) -> float:
-    if min(len(now), len(earlier)) < 2:
-        return float("nan")
-    distance = wasserstein(now, earlier)
-    if distance == 0:
-        return 0.0
-    low, _, high = quantiles(np.sort(np.concatenate([now, earlier])))
-    return distance / (high - low) if high > low else float("nan")
+def _triples(rows: Values) -> list[tuple[float, float, float]]:
+    return [(low, middle, high) for low, middle, high in quantile_rows(rows).tolist()]

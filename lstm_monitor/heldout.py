@@ -33,7 +33,7 @@ def record_held_out(
 
     Call it inside `undisturbed(model)`: it runs the model as it is. See `characterize` for the arguments.
     """
-    recorder = Recorder(dict.fromkeys(layer.module for layer in layers), max_steps)
+    recorder = Recorder(dict.fromkeys(layer.module for layer in layers), max_steps, keep_outputs=True)
     for run in runs_of(model, layers, held_out, forward=forward, lengths=lengths, mask=mask):
         if not recorder.full():
             with recorder.batch(run.mask), changed([uncompiled()]):  # compiled code would compile our hooks into it

@@ -17,6 +17,7 @@ from lstm_monitor.ranking import GREEDY, MEASURED, OF_THE_NETWORK, RANDOM_SENSIT
 from lstm_monitor.recordings import HELD_OUT_STEPS
 from lstm_monitor.records import Importance, LayerKey, Snapshot
 from lstm_monitor.sensitivity.scores import sensitivities
+from lstm_monitor.snapshots import with_gates
 from lstm_monitor.stimuli import random_bank
 from lstm_monitor.undisturbed import undisturbed
 
@@ -53,6 +54,8 @@ def assess(
     asked = Layers(tuple(layer for layer in layers if not isinstance(layer, CustomLayer)))
     found = dict(_nothing(snaps, OWN_CODE))
     with undisturbed(model):
+        if runs and by not in (MEASURED, GREEDY):
+            snaps = [with_gates(snap) for snap in snaps]
         if asked:
             keys = {layer.key for layer in asked}
             found |= _found([snap for snap in snaps if snap.key in keys], model, asked, runs, by, select, max_steps)
@@ -72,7 +75,7 @@ def _found(  # what `assess` was given
         return _without_data(snaps, model, layers, select, max_steps)
     name = SENSITIVITY if by == "auto" else by
     try:
-        scores = _scores(model, layers, runs, name, select, max_steps)
+        scores = _scores(snaps, model, layers, runs, name, select, max_steps)
     except Exception as error:  # whatever a model or `select` raises on its way
         if by != "auto":
             raise
@@ -80,12 +83,18 @@ def _found(  # what `assess` was given
     return {key: Importance(name, _WORDS[name], values) for key, values in scores.items()}
 
 
-def _scores(
-    model: nn.Module, layers: Layers, runs: Sequence[Run], name: str, select: Select | None, max_steps: int
+def _scores(  # as `_found`
+    snaps: Sequence[Snapshot],
+    model: nn.Module,
+    layers: Layers,
+    runs: Sequence[Run],
+    name: str,
+    select: Select | None,
+    max_steps: int,
 ) -> Mapping[LayerKey, Tensor]:
     if name in (SENSITIVITY, UNCENTRED):
         centred = name == SENSITIVITY
-        return sensitivities(model, layers, runs, centred=centred, output=select, max_steps=max_steps)
+        return sensitivities(model, layers, runs, centred=centred, output=select, max_steps=max_steps, snaps=snaps)
     rig = Rig(model, layers, runs, select=select)
     if name == MEASURED:
         return {layer.key: singles(rig, layer.key).output_effects() for layer in layers}

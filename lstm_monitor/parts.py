@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lstm_monitor.kernels.fused import State, run_fused, zero_state
-from lstm_monitor.kernels.gates import cell_of, gates_of
+from lstm_monitor.kernels.gates import cell_states, gate_values
 from lstm_monitor.layers import Layer
-from lstm_monitor.records import GATES, Kind, LayerWeights
-from lstm_monitor.snapshots import flip, freeze, stages_of, unproject
+from lstm_monitor.records import GATES, Kind, LayerKey, LayerWeights, Snapshot
+from lstm_monitor.snapshots import flip, freeze, stages_of, start_of, unproject
 from lstm_monitor.standins import Call
 
 
@@ -36,7 +36,8 @@ class Part:
 class LayerRun:
     """What one part did in one call, in the order in which it reads: ``inputs (T, N, I)``, ``hidden (T, N, h)``.
 
-    `start` and `final` are its states ``(N, h)``, the final one at the end of each sequence.
+    `start` and `final` are its states ``(N, h)``, the final one at the end of each sequence. ``gates (T, N, G, h)`` as
+    `gate_values` gives them and an LSTM's ``cells (T, N, h)``, where they are known.
     """
 
     part: Part
@@ -45,6 +46,8 @@ class LayerRun:
     start: State
     final: State
     lengths: Tensor | None
+    gates: Tensor | None = None
+    cells: Tensor | None = None
 
 
 Stages = Sequence[Sequence[Part]]
@@ -53,13 +56,16 @@ Stages = Sequence[Sequence[Part]]
 # Parts
 
 
-def whole(module: nn.Module, sample: Layer) -> list[list[Part]]:
-    """Every part of a module, all cells running: a list of layers from the first on, of their directions."""
-    return [[_whole(layer) for layer in stage] for stage in stages_of(module, sample)]
+def whole(module: nn.Module, sample: Layer, copies: Mapping[LayerKey, LayerWeights] | None = None) -> list[list[Part]]:
+    """Every part of a module, all cells running: a list of layers from the first on, of their directions.
+
+    `copies`: weights of layers that were copied already.
+    """
+    return [[_whole(layer, (copies or {}).get(layer.key)) for layer in stage] for stage in stages_of(module, sample)]
 
 
-def _whole(layer: Layer) -> Part:
-    weights = freeze(layer)
+def _whole(layer: Layer, copied: LayerWeights | None) -> Part:
+    weights = freeze(layer) if copied is None else copied
     return Part(layer, weights, projection=weights.weight_hr)
 
 
@@ -112,11 +118,15 @@ def _held(part: Part, removed: Tensor, means: Tensor | None) -> tuple[Tensor, Pa
 
 
 def run_module(
-    call: Call, stages: Stages, known: Sequence[Sequence[LayerRun]] | None = None
+    call: Call,
+    stages: Stages,
+    known: Sequence[Sequence[LayerRun]] | None = None,
+    seen: Mapping[LayerKey, LayerRun] | None = None,
 ) -> tuple[Tensor, State, list[list[LayerRun]]]:
     """Outputs ``(T, N, W)``, final states, and the run of every part; dropout between layers is off.
 
     `known`: what the same call gave before; then only the parts that changed and what is above them are computed.
+    `seen`: runs on inputs that may be those of this call; then they are taken.
     """
     inputs, changed = call.inputs, known is None
     runs: list[list[LayerRun]] = []
@@ -124,7 +134,7 @@ def run_module(
         before = [] if changed or known is None else known[level]
         same = [run.part is part for part, run in zip(stage, before, strict=False)] or [False] * len(stage)
         done = [
-            before[place] if same[place] else run_part(part, call, inputs, len(stage) * level + place)
+            before[place] if same[place] else run_part(part, call, inputs, len(stage) * level + place, seen)
             for place, part in enumerate(stage)
         ]
         changed = changed or not all(same)
@@ -139,8 +149,10 @@ def outputs_of(runs: Sequence[LayerRun], call: Call) -> Tensor:
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)).to(call.inputs.dtype)
 
 
-def run_part(part: Part, call: Call, inputs: Tensor, place: int) -> LayerRun:
-    """Run one part on ``inputs (T, N, I)`` of a call, with the state given at its place."""
+def run_part(
+    part: Part, call: Call, inputs: Tensor, place: int, seen: Mapping[LayerKey, LayerRun] | None = None
+) -> LayerRun:
+    """Run one part on ``inputs (T, N, I)`` of a call, with the state given at its place, unless it was `seen` so."""
     weights = part.weights
     inputs = inputs.to(weights.weight_ih)
     if part.layer.key.reverse:
@@ -148,10 +160,44 @@ def run_part(part: Part, call: Call, inputs: Tensor, place: int) -> LayerRun:
     start = _start(part, call, place, inputs.shape[1])
     if weights.hidden_size == 0:  # every cell of it removed
         return LayerRun(part, inputs, inputs.new_zeros(*inputs.shape[:2], 0), start, start, call.lengths)
+    before = (seen or {}).get(part.layer.key)
+    if before is not None and _is_of(before, part, inputs, start, call.lengths):
+        return before
     hidden, final = run_fused(weights, inputs.contiguous(), start)
     if call.lengths is not None:
         final = _at_ends(weights, inputs, hidden, start, call.lengths)
     return LayerRun(part, inputs, hidden, start, final, call.lengths)
+
+
+def _is_of(run: LayerRun, part: Part, inputs: Tensor, start: State, lengths: Tensor | None) -> bool:
+    """Whether a run is that of this part on just these inputs, from this state."""
+    pairs = [(run.inputs, inputs), *zip(run.start, start, strict=True)]
+    if (run.lengths is None) != (lengths is None):
+        return False
+    if run.lengths is not None and lengths is not None:
+        pairs.append((run.lengths.to(lengths), lengths))
+    return run.part is part and all(torch.equal(mine, other) for mine, other in pairs)
+
+
+def run_of(part: Part, snap: Snapshot) -> LayerRun | None:
+    """What a whole part did on the held-out sequences of its layer's snapshot; None where its gates are not known."""
+    held_out, hidden, gates, weights = snap.held_out, snap.held_out_hidden, snap.held_out_gates, part.weights
+    if held_out is None or hidden is None or gates is None:
+        return None
+    start = start_of(weights, held_out)
+    lengths = None if held_out.lengths is None else held_out.lengths.to(hidden.device)
+    cells = cell_states(weights, gates, start[1]) if weights.kind == "lstm" else None
+    final = _final(hidden, cells, lengths)
+    return LayerRun(part, held_out.inputs.transpose(0, 1), hidden, start, final, lengths, gates, cells)
+
+
+def _final(hidden: Tensor, cells: Tensor | None, lengths: Tensor | None) -> State:
+    """The state at the last step of each sequence, from that at all steps."""
+    states = [values for values in (hidden, cells) if values is not None]
+    if lengths is None:
+        return tuple(values[-1] for values in states)
+    rows = torch.arange(len(lengths), device=lengths.device)
+    return tuple(values[lengths - 1, rows] for values in states)
 
 
 def _start(part: Part, call: Call, place: int, count: int) -> State:
@@ -180,12 +226,11 @@ def _before_projection(part: Part, h0: Tensor) -> Tensor:
 
 
 def _at_ends(weights: LayerWeights, inputs: Tensor, hidden: Tensor, start: State, lengths: Tensor) -> State:
-    """The state at the last step of each sequence."""
-    ends, rows = lengths - 1, torch.arange(len(lengths), device=lengths.device)
+    """The state at the last step of each sequence, for which an LSTM's cell is computed at all steps."""
     if weights.kind != "lstm":
-        return (hidden[ends, rows],)
-    cell = cell_of(gates_of(weights, inputs, hidden, start[0]), start[1])
-    return hidden[ends, rows], cell[ends, rows]
+        return _final(hidden, None, lengths)
+    gates = gate_values(weights, inputs, hidden, start[0])
+    return _final(hidden, cell_states(weights, gates, start[1]), lengths)
 
 
 def output_of(run: LayerRun) -> Tensor:

@@ -17,7 +17,7 @@ from lstm_monitor.changes import Change, changed
 from lstm_monitor.custom.calls import received
 from lstm_monitor.custom.registry import Registration, registration_of
 from lstm_monitor.guard import Guard
-from lstm_monitor.inner import InnerHandle
+from lstm_monitor.inner import InnerHandle, inner_now
 
 MAX_STEPS = 1024
 LEAST_SEQUENCES = 4
@@ -30,6 +30,7 @@ class Recording:
 
     ``h0`` and ``c0`` are as the module takes them, ``(layers * directions, N, size)``, zero where none was given;
     None where none ever was. ``outputs (n, T, W)``: what a registered module put out for the first sequences.
+    ``returned (N, T, W)``: what one of torch's own put out for all of them, where it was kept and can be relied on.
     """
 
     inputs: Tensor
@@ -38,6 +39,7 @@ class Recording:
     h0: Tensor | None
     c0: Tensor | None
     outputs: Tensor | None = None
+    returned: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -56,6 +58,7 @@ class _Run:
     called: tuple[int, int]
     mask: Tensor | None = None
     outputs: list[Tensor] = field(default_factory=list)
+    returned: list[Tensor] = field(default_factory=list)
 
     @property
     def inputs(self) -> Tensor:
@@ -70,10 +73,12 @@ class Recorder:
     the call before (cells, rollouts with T = 1, truncated sequences) are joined in time.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], max_steps: int = HELD_OUT_STEPS) -> None:
-        """Record these modules once attached; nothing is attached yet."""
+    def __init__(
+        self, modules: Iterable[nn.Module], max_steps: int = HELD_OUT_STEPS, *, keep_outputs: bool = False
+    ) -> None:
+        """Record these modules once attached; nothing is attached yet. With `keep_outputs` what they return as well."""
         self.modules = list(modules)
-        self.max_steps = max_steps
+        self.max_steps, self.keep_outputs = max_steps, keep_outputs
         self._runs: dict[nn.Module, list[_Run]] = {module: [] for module in self.modules}
         self._new: dict[nn.Module, list[_Run]] = {}
         self._error: Exception | None = None
@@ -138,7 +143,10 @@ class Recorder:
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         values = (*args, *(kwargs[name] for name in ("input", "hx") if name in kwargs))
         with torch.inference_mode(False), torch.no_grad():
-            self._add(module, _as_run(module, values[0], values[1] if len(values) > 1 else None, output))
+            run = _as_run(module, values[0], values[1] if len(values) > 1 else None, output)
+            if self.keep_outputs:
+                run.returned = _returned(module, run, output)
+            self._add(module, run)
 
     def _hear_custom(
         self, registration: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -157,6 +165,7 @@ class Recorder:
         elif (room := self._room(module)) > 0:
             run.count = min(run.count, max(room // run.steps, LEAST_SEQUENCES))
             run.pieces = [piece[: run.count].clone() for piece in run.pieces]
+            run.returned = [piece[: run.count].clone() for piece in run.returned]
             run.state, run.final = _copied(run.state, run.count), _copied(run.final, run.count)
             runs.append(run)
 
@@ -201,6 +210,30 @@ def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output:
     return _Run([kept], kept.shape[1], lengths, state, final, inputs.shape[0], called)
 
 
+def _returned(module: nn.Module, run: _Run, output: Any) -> list[Tensor]:
+    """What a sequence module of torch returned ``(N, T, W)``, if its own weights and nothing else made it.
+
+    Not of what reads backwards where sequences were cut, or may go on in the next call: their ends are then others.
+    """
+    if not isinstance(module, nn.RNNBase) or not _is_plain(module) or (module.bidirectional and run.state):
+        return []
+    outputs = output[0]
+    if isinstance(outputs, PackedSequence):
+        outputs, _ = pad_packed_sequence(outputs, batch_first=True)
+    elif outputs.dim() == 2:
+        outputs = outputs[None]
+    elif not module.batch_first:
+        outputs = outputs.transpose(0, 1)
+    return [] if module.bidirectional and outputs.shape[1] != run.steps else [outputs.detach()[:, : run.steps]]
+
+
+def _is_plain(module: nn.RNNBase) -> bool:
+    """Whether what it returns is what its own weights make: parameters, no dropout, and no one else's hook."""
+    own_weights = all(isinstance(weight, nn.Parameter) for weight in module._flat_weights)
+    dropping = module.training and module.dropout > 0
+    return own_weights and not dropping and len(inner_now(module)._forward_hooks) == 1
+
+
 def _as_custom_run(
     registration: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> _Run:
@@ -239,6 +272,7 @@ def _append(before: _Run, run: _Run, max_steps: int) -> None:
     piece = run.pieces[0][: before.count, : MAX_STEPS - before.steps].to(before.pieces[0], copy=True)
     before.pieces.append(piece)
     before.outputs += [part[:, : piece.shape[1]] for part in run.outputs]
+    before.returned += [part[: before.count, : piece.shape[1]].clone() for part in run.returned]
     before.steps += piece.shape[1]
     before.final = _copied(run.final, before.count)
     before.called = (before.called[0], before.called[1] + run.called[1])
@@ -270,7 +304,16 @@ def _join(runs: list[_Run]) -> Recording:
         h0=_join_states(runs, 0),
         c0=_join_states(runs, 1),
         outputs=_first_outputs(runs[0]),
+        returned=_all_returned(runs, steps),
     )
+
+
+def _all_returned(runs: list[_Run], steps: int) -> Tensor | None:
+    """``(N, T, W)``: what the module returned for all that was kept of its calls; None where some is not known."""
+    if any(len(run.returned) != len(run.pieces) for run in runs):
+        return None
+    joined = [torch.cat([piece[: run.count] for piece in run.returned], dim=1) for run in runs]
+    return torch.cat([_pad(values, steps) for values in joined])
 
 
 def _first_outputs(run: _Run) -> Tensor | None:

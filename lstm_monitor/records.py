@@ -220,7 +220,8 @@ class Snapshot(_OneLine):
     ``outgoing (H,)``: norm of each cell's outgoing columns in the module that reads the layer, ``reader`` its name
     (None where none was found). ``hidden_mean (H,)``: mean hidden state on the held-out sequences, at which the
     cross-recurrence of the decoupled responses is frozen (zero without data). ``held_out_hidden (T, N, H)`` are the
-    hidden states on ``held_out``. ``importance``: what the whole network says of each cell, where it was asked.
+    hidden states on ``held_out``, ``held_out_gates`` what `gate_values` makes of them, once it is known.
+    ``importance``: what the whole network says of each cell, where it was asked.
     ``frozen``: none of its weights learns. ``probe``: the stimuli of the check that it was kept by.
     """
 
@@ -230,6 +231,7 @@ class Snapshot(_OneLine):
     hidden_mean: Tensor
     held_out: Sequences | None = None
     held_out_hidden: Tensor | None = None
+    held_out_gates: Tensor | None = None
     outgoing: Tensor | None = None
     reader: str | None = None
     importance: Importance | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from math import isfinite
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lstm_monitor.heldout import Forward, record_held_out
 from lstm_monitor.kernels.custom import run_from_data, state_from
 from lstm_monitor.kernels.engines import run, zero_state
 from lstm_monitor.kernels.fused import State
+from lstm_monitor.kernels.gates import gate_values
 from lstm_monitor.layers import CustomLayer, Layer, Layers, custom_layers, find_layers
 from lstm_monitor.readers import outgoing_norms
 from lstm_monitor.recordings import HELD_OUT_STEPS, Recording
@@ -75,7 +77,8 @@ def _snap_module(model: nn.Module, module: nn.Module, found: Layers, recording: 
     wanted = {layer.key for layer in found}
     stages = stages_of(module, next(layer for layer in found if layer.module is module))
     for stage in stages:
-        snaps = [_snap(layer, recording, model) for layer in stage]
+        known = None if recording is None or stage is not stages[-1] else recording.returned
+        snaps = [_snap(layer, recording, model, known) for layer in stage]
         yield from (snap for snap in snaps if snap.key in wanted)
         if recording is not None and (stage is not stages[-1] or recording.outputs is not None):
             recording = replace(recording, inputs=torch.cat([_outputs(snap) for snap in snaps], dim=-1))
@@ -106,12 +109,15 @@ def stages_of(module: nn.Module, sample: Layer) -> list[list[Layer]]:
     ]
 
 
-def _snap(layer: Layer, recording: Recording | None, model: nn.Module) -> Snapshot:
+def _snap(layer: Layer, recording: Recording | None, model: nn.Module, known: Tensor | None) -> Snapshot:
+    """One direction of one layer; `known`: what its module returned, if this is its last layer."""
     weights = _frozen(layer, recording)
     held_out = None if recording is None else _sequences(layer, weights, recording)
     hidden = None
     if held_out is not None:
-        weights, hidden = _on_held_out(weights, held_out)
+        hidden = None if known is None else _hidden_in(known, layer, weights, held_out.lengths)
+        if hidden is None:
+            weights, hidden = _on_held_out(weights, held_out)
     outgoing, reader = outgoing_norms(model, layer, weights)
     return Snapshot(
         key=layer.key,
@@ -143,6 +149,18 @@ def _on_held_out(
     return weights, run_sequences(weights, sequences)
 
 
+def _hidden_in(
+    returned: Tensor, layer: Layer, weights: LayerWeights | CellWeights, lengths: Tensor | None
+) -> Tensor | None:
+    """The hidden states ``(T, N, H)`` in what a module returned; None where it holds others, or in another type."""
+    if isinstance(weights, CellWeights) or weights.weight_hr is not None or returned.dtype != weights.like.dtype:
+        return None
+    if not getattr(layer.module, "bidirectional", False):
+        return returned.transpose(0, 1).contiguous()
+    own = returned.chunk(2, dim=-1)[layer.key.reverse]
+    return (flip(own, lengths) if layer.key.reverse else own).transpose(0, 1).contiguous()
+
+
 def freeze(layer: Layer) -> LayerWeights:
     """A detached float32 (float64 kept) copy of a layer's weights, the projection folded into the recurrence.
 
@@ -163,8 +181,10 @@ def freeze(layer: Layer) -> LayerWeights:
 
 
 def _check_finite(layer: Layer, name: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+    if isfinite(tensor.detach().sum()):  # so is every value; a sum may overflow
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad > 0:
         raise ValueError(
             f"{layer.key}: {bad} of {tensor.numel()} values of {name}{layer.suffix} are NaN or infinite; "
             "the network has diverged, so its cells have no response"
@@ -210,6 +230,14 @@ def flip(values: Tensor, lengths: Tensor | None) -> Tensor:
     return values[torch.arange(len(values), device=values.device)[:, None], index]
 
 
+def with_gates(snap: Snapshot) -> Snapshot:
+    """The snapshot with its gates on the held-out sequences, where it has any."""
+    if snap.held_out is None or snap.held_out_hidden is None or isinstance(snap.weights, CellWeights):
+        return snap
+    inputs, start = snap.held_out.inputs.transpose(0, 1), start_of(snap.weights, snap.held_out)
+    return replace(snap, held_out_gates=gate_values(snap.weights, inputs, snap.held_out_hidden, start[0]))
+
+
 def start_of(weights: LayerWeights | CellWeights, sequences: Sequences) -> State:
     """The state in which the sequences start: their own, or zeros (what a registered cell starts with)."""
     if isinstance(weights, CellWeights):
@@ -237,7 +265,7 @@ def _outputs(snap: Snapshot) -> Tensor:
 
 def operating_point(sequences: Sequences) -> OperatingPoint:
     """Mean ``(I,)`` and covariance ``(I, I)`` over the steps that count."""
-    samples = sequences.inputs[sequences.mask]
+    samples = _that_count(sequences.inputs, sequences.mask)
     if len(samples) == 0:
         raise ValueError("mask (from mask= or lengths=) leaves no step of the held-out data to count")
     mean = samples.mean(0)
@@ -253,4 +281,9 @@ def _default_point(weights: LayerWeights | CellWeights) -> OperatingPoint:
 
 def _mean(hidden: Tensor, held_out: Sequences | None) -> Tensor:
     assert held_out is not None
-    return hidden.transpose(0, 1)[held_out.mask].mean(0)
+    return _that_count(hidden.transpose(0, 1), held_out.mask).mean(0)
+
+
+def _that_count(values: Tensor, mask: Tensor) -> Tensor:
+    """``(M, size)``: the steps of ``values (N, T, size)`` that count."""
+    return values.flatten(0, 1) if bool(mask.all()) else values[mask]

@@ -14,8 +14,7 @@ from lstm_monitor.comparison.course import HEADLINES, NAN, Course, LayerCourse, 
 from lstm_monitor.comparison.matching import Matched, match_layers
 from lstm_monitor.comparison.records import ComparedLayer, ComparedMetric
 from lstm_monitor.comparison.result import RunComparison
-from lstm_monitor.distributions import Values, finite, quantiles
-from lstm_monitor.drift import _relative_distance as relative_distance
+from lstm_monitor.distributions import Values, finite, quantiles, relative_distance
 from lstm_monitor.metrics.catalog import CATALOG
 from lstm_monitor.report import Report
 

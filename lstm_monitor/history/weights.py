@@ -26,10 +26,10 @@ def storable(snapshots: Sequence[Snapshot]) -> tuple[Snapshot, ...]:
 def snapshots_to_bytes(snapshots: Sequence[Snapshot]) -> bytes:
     """One file of the snapshots of a check, on the host.
 
-    The hidden states on the held-out sequences are left out: they follow from the rest.
+    The hidden states and gates on the held-out sequences are left out: they follow from the rest.
     """
     named = _Named()
-    bare = [replace(snap, held_out_hidden=None) for snap in snapshots]
+    bare = [replace(snap, held_out_hidden=None, held_out_gates=None) for snap in snapshots]
     plain = {str(snap.key): to_plain(snap, named, str(snap.key)) for snap in bare}
     tensors = {name: _own(tensor) for name, tensor in named.tensors.items()}
     data: bytes = require("safetensors.torch", "history").save(tensors, {KEY: json.dumps(plain)})

@@ -6,31 +6,77 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from lstm_monitor.records import LayerWeights
+from lstm_monitor.kernels.alone import dense
+from lstm_monitor.kernels.compiled import loops_for
+from lstm_monitor.records import GATES, LayerWeights
 
 
 def gates_of(weights: LayerWeights, inputs: Tensor, hidden: Tensor, h0: Tensor) -> Mapping[str, Tensor]:
     """Every gate by name, ``(T, N, H)``, from ``inputs (T, N, I)``, ``hidden (T, N, H)`` and ``h0 (N, H)``."""
+    return named(weights, gate_values(weights, inputs, hidden, h0))
+
+
+def named(weights: LayerWeights, values: Tensor) -> Mapping[str, Tensor]:
+    """The gates by name, views of what `gate_values` returned."""
+    return dict(zip(GATES[weights.kind], values.unbind(2), strict=False))
+
+
+def gate_values(weights: LayerWeights, inputs: Tensor, hidden: Tensor, h0: Tensor) -> Tensor:
+    """Every gate ``(T, N, G, H)`` in torch's order, in one piece of memory.
+
+    A GRU has a fourth block: what its reset gate scales, ``W_hn h + b_hn``.
+    """
     if weights.kind.startswith("rnn"):
-        return {"candidate": hidden}
-    before = torch.cat([h0[None], hidden[:-1]])
-    from_input = linear(inputs.contiguous(), weights.weight_ih, weights.bias_ih)
-    from_hidden = linear(before, weights.weight_hh, weights.bias_hh)
-    if weights.kind == "lstm":
-        i, f, g, o = from_input.add_(from_hidden).chunk(4, -1)
-        return {"input": i.sigmoid(), "forget": f.sigmoid(), "candidate": g.tanh(), "output": o.sigmoid()}
-    a, b = from_input.chunk(3, -1), from_hidden.chunk(3, -1)
-    r = (a[0] + b[0]).sigmoid()
-    return {"reset": r, "update": (a[1] + b[1]).sigmoid(), "candidate": (a[2] + r * b[2]).tanh()}
+        return hidden[:, :, None]
+    weights = dense(weights)
+    before = torch.cat([h0[None], hidden[:-1]]).flatten(0, 1)
+    read = inputs.flatten(0, 1)
+    values = (_lstm_gates if weights.kind == "lstm" else _gru_gates)(weights, read, before)
+    return values.view(*hidden.shape[:2], 4, -1)
+
+
+def _lstm_gates(weights: LayerWeights, read: Tensor, before: Tensor) -> Tensor:
+    """The four gates ``(T * N, 4 * H)``, each row opened in place."""
+    sums = torch.addmm(weights.bias_ih + weights.bias_hh, read, weights.weight_ih.T)
+    sums.addmm_(before, weights.weight_hh.T)
+    i, f, g, o = sums.chunk(4, dim=1)
+    for gate in (i, f, o):
+        gate.sigmoid_()
+    g.tanh_()
+    return sums
+
+
+def _gru_gates(weights: LayerWeights, read: Tensor, before: Tensor) -> Tensor:
+    """The three gates, and what the reset gate scales in the candidate, ``(T * N, 4 * H)``."""
+    size = 2 * weights.hidden_size
+    bias = weights.bias_ih.clone()
+    bias[:size] += weights.bias_hh[:size]
+    sums = read.new_empty(len(read), 2 * size)
+    torch.addmm(bias, read, weights.weight_ih.T, out=sums[:, : len(bias)])
+    sums[:, :size].addmm_(before, weights.weight_hh[:size].T)
+    torch.addmm(weights.bias_hh[size:], before, weights.weight_hh[size:].T, out=sums[:, len(bias) :])
+    r, z, n, scaled = sums.chunk(4, dim=1)
+    r.sigmoid_()
+    z.sigmoid_()
+    n.addcmul_(r, scaled).tanh_()
+    return sums
+
+
+def cell_states(weights: LayerWeights, values: Tensor, c0: Tensor) -> Tensor:
+    """An LSTM's cell state ``(T, N, H)`` from its ``values (T, N, 4, H)`` and the state before ``(N, H)``."""
+    loops = loops_for(values, c0)
+    if loops is None:
+        return cell_of(named(weights, values), c0)
+    cells = torch.empty_like(values[:, :, 0], memory_format=torch.contiguous_format)
+    loops.cell_states(values.contiguous().numpy(), c0.contiguous().numpy(), cells.numpy())
+    return cells
 
 
 def cell_of(gates: Mapping[str, Tensor], c0: Tensor) -> Tensor:
     """An LSTM's cell state ``(T, N, H)`` from its gates: ``c = f * c + i * g``; then ``o * tanh(c)`` is hidden."""
-    added = gates["input"] * gates["candidate"]
-    cell, states = c0, []
-    for forget, new in zip(gates["forget"], added, strict=True):
-        cell = torch.addcmul(new, forget, cell)
-        states.append(cell)
-    return torch.stack(states)
+    cells = gates["input"] * gates["candidate"]
+    before = c0
+    for forget, cell in zip(gates["forget"], cells, strict=True):
+        before = cell.addcmul_(forget, before)
+    return cells

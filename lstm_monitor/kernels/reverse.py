@@ -7,14 +7,14 @@ takes two to five tensor ops a step, for many derivatives together: V vectors of
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
+from lstm_monitor.kernels.compiled import loops_for
 from lstm_monitor.kernels.fused import State
-from lstm_monitor.kernels.gates import cell_of, gates_of
+from lstm_monitor.kernels.gates import cell_states, gate_values
 from lstm_monitor.records import LayerWeights
 
 
@@ -36,12 +36,25 @@ class _Buffers(NamedTuple):
     cell: Tensor
 
 
+class _Walk(NamedTuple):
+    """What the steps back need: what the layer did, ``(T, N, ...)``, where to write, and what comes in at the ends."""
+
+    weights: LayerWeights
+    hidden: Tensor
+    start: State
+    gates: Tensor
+    cells: Tensor | None
+    total: Tensor
+    buffers: _Buffers
+    cell_ends: dict[int, Tensor]
+
+
 _Step = Callable[[int, Tensor, Tensor], None]
 """From step t and ``total[t] (V, N, H)``: fills the gates' buffer, adds to ``total[t - 1]`` what no weight carries."""
 
 
 @torch.no_grad()
-def reverse(
+def reverse(  # noqa: PLR0913  # what the layer did, what comes back to it, and what is known already
     weights: LayerWeights,
     inputs: Tensor,
     hidden: Tensor,
@@ -50,6 +63,8 @@ def reverse(
     end: State | None = None,
     lengths: Tensor | None = None,
     *,
+    gates: Tensor | None = None,
+    cells: Tensor | None = None,
     for_inputs: bool = True,
 ) -> Reversed:
     """From the direct derivatives by every hidden state to the total ones, through the layer's own recurrence.
@@ -62,23 +77,29 @@ def reverse(
         direct: (T, V, N, H) derivatives by every h_t of all that reads it outside the recurrence; 0 beyond a length.
         end: (V, N, H) derivatives by the state at the end of each sequence.
         lengths: (N,) steps of each sequence.
+        gates: (T, N, G, H) what `gate_values` makes of these, if it is known; then nothing may be NaN.
+        cells: (T, N, H) an LSTM's cell states, if they are known.
         for_inputs: whether the derivatives by the inputs are wanted, which takes a matrix product a step more.
 
     Source: backpropagation through time of torch's own equations of LSTM, GRU and RNN.
     """
-    if lengths is not None:
-        inputs, hidden = _blank_beyond(inputs, lengths), _blank_beyond(hidden, lengths)
+    if gates is None:
+        if lengths is not None:
+            inputs, hidden = _blank_beyond(inputs, lengths), _blank_beyond(hidden, lengths)
+        gates = gate_values(weights, inputs, hidden, start[0])
+    if cells is None and weights.kind == "lstm":
+        cells = cell_states(weights, gates, start[1])
     total = direct.clone(memory_format=torch.contiguous_format)
     by_start = direct.new_zeros(direct.shape[1:])
     steps, count, sequences, size = direct.shape
     ends = torch.full((sequences,), steps, device=direct.device) if lengths is None else lengths
     if end is not None:
         total[ends - 1, :, torch.arange(sequences, device=ends.device)] += end[0].transpose(0, 1)
-    gates = weights.weight_hh.shape[0] // size
-    buffers = _Buffers(direct.new_empty(count, sequences, gates, size), torch.zeros_like(by_start))
-    step, input_step = _steps(weights, inputs, hidden, start, buffers, end, ends)
+    rows = weights.weight_hh.shape[0] // size
+    buffers = _Buffers(direct.new_empty(count, sequences, rows, size), torch.zeros_like(by_start))
+    walk = _Walk(weights, hidden, start, gates, cells, total, buffers, _cell_ends(end, ends))
     by_inputs = direct.new_empty(steps, count, sequences, weights.input_size) if for_inputs else None
-    _scan(weights, total, by_start, by_inputs, buffers.gates, step, input_step)
+    _scan(weights, total, by_start, by_inputs, buffers.gates, *_steps(walk))
     return Reversed(total, by_inputs, (by_start, buffers.cell) if weights.kind == "lstm" else (by_start,))
 
 
@@ -111,26 +132,17 @@ def _scan(
             torch.mm(flat, weights.weight_ih, out=inputs[t])
 
 
-def _steps(
-    weights: LayerWeights,
-    inputs: Tensor,
-    hidden: Tensor,
-    start: State,
-    buffers: _Buffers,
-    end: State | None,
-    ends: Tensor,
-) -> tuple[_Step, _Step | None]:
+def _steps(walk: _Walk) -> tuple[_Step, _Step | None]:
     """What one step does to the gates, and what has to be set right in them before the inputs are reached."""
-    if weights.kind == "lstm":
-        return _lstm(weights, inputs, hidden, start, buffers, _cell_ends(end, ends)), None
-    if weights.kind == "gru":
-        return _gru(weights, inputs, hidden, start, buffers)
-    return _rnn(weights, hidden, buffers), None
+    if walk.weights.kind == "lstm":
+        return _lstm(walk), None
+    return _gru(walk) if walk.weights.kind == "gru" else (_rnn(walk), None)
 
 
-def _rnn(weights: LayerWeights, hidden: Tensor, buffers: _Buffers) -> _Step:
-    slopes = (hidden > 0).to(hidden) if weights.kind == "rnn_relu" else 1 - hidden * hidden
-    slope, out = slopes.unbind(), buffers.gates[:, :, 0]
+def _rnn(walk: _Walk) -> _Step:
+    hidden = walk.hidden
+    slopes = (hidden > 0).to(hidden) if walk.weights.kind == "rnn_relu" else 1 - hidden * hidden
+    slope, out = slopes.unbind(), walk.buffers.gates[:, :, 0]
 
     def step(t: int, total: Tensor, before: Tensor) -> None:
         torch.mul(total, slope[t], out=out)
@@ -138,15 +150,15 @@ def _rnn(weights: LayerWeights, hidden: Tensor, buffers: _Buffers) -> _Step:
     return step
 
 
-def _gru(weights: LayerWeights, inputs: Tensor, hidden: Tensor, start: State, buffers: _Buffers) -> tuple[_Step, _Step]:
+def _gru(walk: _Walk) -> tuple[_Step, _Step]:
     """Reset and update gates reach state and input alike; the candidate's state side is scaled by the reset gate."""
-    size, before = weights.hidden_size, torch.cat([start[0][None], hidden[:-1]])
-    r, z, n = gates_of(weights, inputs, hidden, start[0]).values()
-    recurrent = linear(before, weights.weight_hh[2 * size :], weights.bias_hh[2 * size :])
+    before = torch.cat([walk.start[0][None], walk.hidden[:-1]])
+    r, z, n, scaled = walk.gates.unbind(2)
     candidate = (1 - z) * (1 - n * n)
     update = (before - n) * z * (1 - z)
-    slope = torch.stack([candidate * recurrent * r * (1 - r), update, candidate * r], dim=2).unbind()
-    leak, input_slope, gates = z.unbind(), candidate.unbind(), buffers.gates
+    through = candidate * r
+    slope = torch.stack([through * scaled * (1 - r), update, through], dim=2).unbind()
+    leak, input_slope, gates = z.unbind(), candidate.unbind(), walk.buffers.gates
     last = gates[:, :, 2]
 
     def step(t: int, total: Tensor, before: Tensor) -> None:
@@ -159,31 +171,42 @@ def _gru(weights: LayerWeights, inputs: Tensor, hidden: Tensor, start: State, bu
     return step, input_step
 
 
-def _lstm(
-    weights: LayerWeights,
-    inputs: Tensor,
-    hidden: Tensor,
-    start: State,
-    buffers: _Buffers,
-    cell_ends: dict[int, Tensor],
-) -> _Step:
+def _lstm(walk: _Walk) -> _Step:
     """Three gates act through the cell, the output gate on the hidden state; the order i, f, g, o keeps them apart."""
-    gates = gates_of(weights, inputs, hidden, start[0])
-    i, f, g, o = gates.values()
-    cells = cell_of(gates, start[1])
-    squashed = cells.tanh()
-    by_cell = torch.stack([g * i * (1 - i), torch.cat([start[1][None], cells[:-1]]) * f * (1 - f), i * (1 - g * g)], 2)
+    assert walk.cells is not None
+    before = torch.cat([walk.start[1][None], walk.cells[:-1]])
+    loops = loops_for(walk.gates, walk.total)
+    if loops is not None:
+        return _compiled_lstm(walk, before, loops)
+    i, f, g, o = walk.gates.unbind(2)
+    squashed = walk.cells.tanh()
+    by_cell = torch.stack([g * i * (1 - i), before * f * (1 - f), i * (1 - g * g)], dim=2)
     through, slope = by_cell.unbind(), (squashed * o * (1 - o)).unbind()
-    opened, forget, cell = (o * (1 - squashed * squashed)).unbind(), f.unbind(), buffers.cell
-    first, last, wide = buffers.gates[:, :, :3], buffers.gates[:, :, 3], buffers.cell[:, :, None]
+    opened, forget, cell = (o * (1 - squashed * squashed)).unbind(), f.unbind(), walk.buffers.cell
+    first, last, wide = walk.buffers.gates[:, :, :3], walk.buffers.gates[:, :, 3], cell[:, :, None]
 
     def step(t: int, total: Tensor, before: Tensor) -> None:
-        if t in cell_ends:
-            cell.add_(cell_ends[t])
+        if t in walk.cell_ends:
+            cell.add_(walk.cell_ends[t])
         cell.addcmul_(total, opened[t])
         torch.mul(wide, through[t], out=first)
         torch.mul(total, slope[t], out=last)
         cell.mul_(forget[t])
+
+    return step
+
+
+def _compiled_lstm(walk: _Walk, before: Tensor, loops: Any) -> _Step:
+    """The same in one loop a step."""
+    assert walk.cells is not None
+    gates, cells, earlier = walk.gates.contiguous().numpy(), walk.cells.contiguous().numpy(), before.numpy()
+    totals, cell = walk.total.numpy(), walk.buffers.cell
+    by_cell, out = cell.numpy(), walk.buffers.gates.numpy()
+
+    def step(t: int, total: Tensor, before: Tensor) -> None:
+        if t in walk.cell_ends:
+            cell.add_(walk.cell_ends[t])
+        loops.lstm_back(gates[t], cells[t], earlier[t], totals[t], by_cell, out)
 
     return step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,9 @@ def through_part(run: LayerRun, direct: Tensor, end: State, *, for_inputs: bool)
         nothing = direct.new_zeros(*direct.shape[:3], part.weights.input_size)
         return Reversed(_by_cells(part, direct), nothing, _by_given(part, end))
     by_cells = _by_cells(part, direct)
-    done = reverse(part.weights, run.inputs, run.hidden, run.start, by_cells, end, run.lengths, for_inputs=for_inputs)
+    states = (run.inputs, run.hidden, run.start)
+    known: dict[str, Any] = {"gates": run.gates, "cells": run.cells, "for_inputs": for_inputs}
+    done = reverse(part.weights, *states, by_cells, end, run.lengths, **known)
     inputs = None if done.inputs is None else _turned(run, done.inputs)
     return Reversed(done.total, inputs, _by_given(part, done.start))
 
@@ -68,6 +71,8 @@ def first_rows(run: LayerRun, rows: int) -> LayerRun:
         start=tuple(state[:rows] for state in run.start),
         final=tuple(state[:rows] for state in run.final),
         lengths=None if run.lengths is None else run.lengths[:rows],
+        gates=None if run.gates is None else run.gates[:, :rows],
+        cells=None if run.cells is None else run.cells[:, :rows],
     )
 
 

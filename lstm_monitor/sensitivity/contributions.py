@@ -16,7 +16,7 @@ from torch import Tensor
 from lstm_monitor.outputs import Select, batch_axis
 from lstm_monitor.parts import Part
 from lstm_monitor.records import LayerKey
-from lstm_monitor.sensitivity.observing import Means, Observed, as_read, counted_steps
+from lstm_monitor.sensitivity.observing import Means, Observed, as_read, counted_steps, only_counted
 from lstm_monitor.sensitivity.tracing import Pulled, Trace, pull
 
 Weigh = Callable[[Pulled], Tensor]
@@ -153,7 +153,7 @@ def _collect(
 
 def _summed(total: Tensor, values: Tensor, counted: Tensor) -> Tensor:
     """``sum over t of values * total``, ``(V, n, h)``, over the steps ``counted (T, n)``, all in reading order."""
-    weights = values.masked_fill(~counted[..., None], 0)
+    weights = only_counted(values, counted)
     return (total * weights[:, None]).sum(0)
 
 

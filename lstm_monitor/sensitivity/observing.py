@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lstm_monitor.heldout import Run
 from lstm_monitor.layers import Layers, removable_layers
-from lstm_monitor.parts import LayerRun, Part, Stages, whole
+from lstm_monitor.parts import LayerRun, Part, Stages, run_of, whole
 from lstm_monitor.recordings import LEAST_SEQUENCES
-from lstm_monitor.records import GATES, LayerKey
+from lstm_monitor.records import GATES, LayerKey, LayerWeights, Snapshot
 from lstm_monitor.sensitivity.tracing import Trace, Traced, trace
 from lstm_monitor.snapshots import flip
 
@@ -44,18 +44,25 @@ def observe(
     runs: Sequence[Run],
     max_steps: int | None,
     stages: Mapping[nn.Module, Stages] | None = None,
+    snaps: Sequence[Snapshot] = (),
 ) -> Observed:
     """Run the model on runs, from the first on, until about `max_steps` steps (None: all) can be followed.
 
     Every recurrent module is computed from a copy of its weights, also those that were not asked for; those in `stages`
-    from these parts. Modules of registered classes run as they are.
+    from these parts. Modules of registered classes run as they are. With `snaps` of layers as they are now, their
+    copies are used, and what they did on held-out data is not computed again.
 
     Raises:
         ValueError: a weight is NaN or infinite; the layers received nothing.
     """
     samples = {layer.module: layer for layer in (*removable_layers(model), *layers)}
-    used = {module: whole(module, sample) for module, sample in samples.items()} | dict(stages or {})
-    traces = tuple(_traces(model, runs, used, math.inf if max_steps is None else max_steps))
+    copies = {snap.key: snap.weights for snap in snaps if isinstance(snap.weights, LayerWeights)}
+    own = {module: whole(module, sample, copies) for module, sample in samples.items()}
+    used: Mapping[nn.Module, Stages] = own | dict(stages or {})
+    parts = {part.layer.key: part for stages in used.values() for stage in stages for part in stage}
+    whole_ones = [(parts[s.key], s) for s in snaps if s.key in parts and parts[s.key].weights is s.weights]
+    known = {part.layer.key: run for part, snap in whole_ones if (run := run_of(part, snap)) is not None}
+    traces = tuple(_traces(model, runs, used, known, math.inf if max_steps is None else max_steps))
     modules = {layer.module for layer in layers}
     sizes = {layer.key: layer.weights().weight_hh.shape[0] // len(GATES[layer.kind]) for layer in layers}
     if not any(call.call.module in modules for traced, _ in traces for call in traced.calls):
@@ -63,16 +70,19 @@ def observe(
             f"the model ran, but its recurrent layers ({', '.join(map(str, sizes))}) received nothing; give "
             "forward=lambda model, batch: ... that reaches them"
         )
-    parts = {part.layer.key: part for stages in used.values() for stage in stages for part in stage}
     return Observed(traces, parts, sizes)
 
 
 def _traces(
-    model: nn.Module, runs: Sequence[Run], stages: Mapping[nn.Module, Stages], room: float
+    model: nn.Module,
+    runs: Sequence[Run],
+    stages: Mapping[nn.Module, Stages],
+    seen: Mapping[LayerKey, LayerRun],
+    room: float,
 ) -> Iterator[tuple[Trace, int]]:
     for run in runs:
         if room > 0:
-            done = trace(model, run, stages)
+            done = trace(model, run, stages, seen)
             if not done.calls:
                 continue
             rows = max(traced.rows for traced in done.calls)
@@ -112,6 +122,11 @@ def as_read(run: LayerRun, counted: Tensor) -> Tensor:
     return flip(counted.T, run.lengths).T if run.part.layer.key.reverse else counted
 
 
+def only_counted(values: Tensor, counted: Tensor) -> Tensor:
+    """``values (T, N, h)`` with 0 at the steps that are not ``counted (T, N)``, whatever is there."""
+    return values if bool(counted.all()) else values.masked_fill(~counted[..., None], 0)
+
+
 def step_means(seen: Observed) -> Means:
     """The mean hidden state at each step, over the sequences of all runs that count there.
 
@@ -138,7 +153,7 @@ def _mean(total: Tensor) -> Tensor:
 
 def _sum_and_count(hidden: Tensor, counted: Tensor) -> Tensor:
     """``(T, h + 1)``: the sums over the sequences that count, and their number."""
-    total = hidden.masked_fill(~counted[..., None], 0).sum(1)
+    total = only_counted(hidden, counted).sum(1)
     return torch.cat([total, counted.sum(1, keepdim=True).to(total)], dim=1)
 
 

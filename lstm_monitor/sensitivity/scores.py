@@ -13,7 +13,7 @@ from lstm_monitor.layers import Layers, removable_layers
 from lstm_monitor.outputs import Select
 from lstm_monitor.parts import Stages
 from lstm_monitor.recordings import HELD_OUT_STEPS
-from lstm_monitor.records import LayerKey
+from lstm_monitor.records import LayerKey, Snapshot
 from lstm_monitor.sensitivity.contributions import absolute, complete, of_losses, of_outputs, signed
 from lstm_monitor.sensitivity.observing import observe, step_means
 from lstm_monitor.undisturbed import undisturbed
@@ -165,12 +165,14 @@ def sensitivities(  # noqa: PLR0913  # as `output_sensitivity`
     output: Select | None = None,
     max_steps: int | None = HELD_OUT_STEPS,
     stages: Mapping[nn.Module, Stages] | None = None,
+    snaps: Sequence[Snapshot] = (),
 ) -> dict[LayerKey, Tensor]:
     """`output_sensitivity` ``(H,)`` on runs; call it inside `undisturbed(model)`.
 
     With `stages` these modules are computed from these parts, some cells of which may be removed: they get NaN.
+    With `snaps` of the layers as they are now, what these hold is not computed again.
     """
-    seen = observe(model, layers, runs, max_steps, stages)
+    seen = observe(model, layers, runs, max_steps, stages, snaps)
     means = step_means(seen) if centred else None
     squares = of_outputs(seen, lambda traced: signed(traced, means, traced.run.mask), vectors, seed, output)
     rows = {key: torch.cat([values for values, _ in parts]) for key, parts in squares.items()}

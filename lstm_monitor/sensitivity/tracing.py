@@ -21,6 +21,7 @@ from lstm_monitor.heldout import Run
 from lstm_monitor.kernels.fused import State
 from lstm_monitor.outputs import Select, output_tensor
 from lstm_monitor.parts import LayerRun, Stages, run_module
+from lstm_monitor.records import LayerKey
 from lstm_monitor.sensitivity.backward import Runs, first_rows, through
 from lstm_monitor.standins import Call, Stand, standing_in
 
@@ -84,27 +85,29 @@ class Pulled(NamedTuple):
     total: Tensor
 
 
-def trace(model: nn.Module, run: Run, stages: Mapping[nn.Module, Stages]) -> Trace:
+def trace(
+    model: nn.Module, run: Run, stages: Mapping[nn.Module, Stages], seen: Mapping[LayerKey, LayerRun] | None = None
+) -> Trace:
     """Run the model once, its recurrent modules computed from their `stages`; call it inside `undisturbed(model)`.
 
-    Its parameters get no gradient, whether they want one or not.
+    Its parameters get no gradient, whether they want one or not. Calls that were `seen` before are not computed again.
     """
     calls: list[Traced] = []
-    stands = {module: _stand(parts, calls) for module, parts in stages.items()}
+    stands = {module: _stand(parts, calls, seen) for module, parts in stages.items()}
     catching = nullcontext(Captured()) if run.score is None else captured(model)
     with torch.enable_grad(), standing_in(stands), catching as caught:
         result = run.call()
     return Trace(run, tuple(calls), result, caught)
 
 
-def _stand(stages: Stages, calls: list[Traced]) -> Stand:
+def _stand(stages: Stages, calls: list[Traced], seen: Mapping[LayerKey, LayerRun] | None) -> Stand:
     ordinals = count()
 
     def stand(call: Call) -> tuple[Tensor, State]:
         with torch.no_grad():
             fixed = replace(call, inputs=call.inputs.detach(), state=tuple(part.detach() for part in call.state))
-            outputs, final, runs = run_module(fixed, stages)
-        leaves = tuple(value.requires_grad_() for value in (outputs, *final))
+            outputs, final, runs = run_module(fixed, stages, seen=seen)
+        leaves = tuple(value.detach().requires_grad_() for value in (outputs, *final))
         calls.append(Traced(call, runs, leaves, next(ordinals)))
         handed = [leaf.clone() for leaf in leaves]  # a model may write into what it gets, but not into a leaf
         return handed[0], tuple(handed[1:])
@@ -151,9 +154,11 @@ class _Way:
         number = max((len(values) for values in came if values is not None), default=0)
         if number == 0:
             return []
-        missing = [like.new_zeros(number, *leaf[:, : self._count(leaf)].shape) for leaf in traced.leaves]
-        filled = [zeros.unbind() if values is None else values for values, zeros in zip(came, missing, strict=True)]
+        filled = [self._nothing(leaf, number) if v is None else v for v, leaf in zip(came, traced.leaves, strict=True)]
         return [torch.stack(tuple(values), dim=1).to(like) for values in filled]
+
+    def _nothing(self, leaf: Tensor, number: int) -> list[Tensor]:
+        return [torch.zeros_like(leaf[:, : self._count(leaf)])] * number
 
     def follow(self, tensors: Sequence[Tensor], vectors: Iterable[Sequence[Tensor]]) -> None:
         """Send V vectors, one a tensor, from these tensors through what lies between them and the leaves."""
