@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from lstm_monitor.history.sink import HistorySink as HistorySink
     from lstm_monitor.layer_report import LayerReport as LayerReport
     from lstm_monitor.layers import find_layers as find_layers
+    from lstm_monitor.metrics.linear import frequency_response as frequency_response
     from lstm_monitor.metrics.measuring import measure as measure
     from lstm_monitor.monitor import LSTMMonitor as LSTMMonitor
     from lstm_monitor.pruning.thinning import prune as prune
     from lstm_monitor.ranking import rank as rank
+    from lstm_monitor.ranks import together as together
     from lstm_monitor.reasons import Reason as Reason
     from lstm_monitor.reasons import Thresholds as Thresholds
     from lstm_monitor.records import Agreement as Agreement
@@ -87,10 +89,12 @@ _WHERE = {
     "HistorySink": "history.sink",
     "LayerReport": "layer_report",
     "find_layers": "layers",
+    "frequency_response": "metrics.linear",
     "measure": "metrics.measuring",
     "LSTMMonitor": "monitor",
     "prune": "pruning.thinning",
     "rank": "ranking",
+    "together": "ranks",
     "Reason": "reasons",
     "Thresholds": "reasons",
     "Agreement": "records",

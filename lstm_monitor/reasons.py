@@ -22,6 +22,9 @@ class Reason(IntEnum):
     NO_HELD_OUT = 10
     NO_SUCH_GATE = 11
     NEVER_FORGETS = 12
+    NOT_AT_REST = 13
+    UNSTABLE = 14
+    NO_CLOSED_FORM = 15
 
     @property
     def words(self) -> str:
@@ -43,6 +46,9 @@ _REASON_WORDS = {
     Reason.NO_HELD_OUT: "no held-out data was given",
     Reason.NO_SUCH_GATE: "this kind of layer has no such gate",
     Reason.NEVER_FORGETS: "the gate never closes: it is 1 to the last digit",
+    Reason.NOT_AT_REST: "the cell moves by itself where it should rest",
+    Reason.UNSTABLE: "the cell's rest is unstable: any small change grows",
+    Reason.NO_CLOSED_FORM: "a registered cell has no closed form",
 }
 
 
