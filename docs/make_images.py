@@ -109,7 +109,7 @@ def train(name: str, rate: float, runs: Path, pictures_every: int | None = 1) ->
     model: Any = co2.Forecaster(32)
     model.configure_optimizers = lambda: torch.optim.Adam(model.parameters(), rate)
     training, held_out = co2.load_windows()
-    monitor = LSTMMonitorCallback(pictures_every=pictures_every, on_error="raise")
+    monitor = LSTMMonitorCallback(pictures_every=pictures_every, budget=None, on_error="raise")
     logger = TensorBoardLogger(runs, name=name, version="")
     trainer = L.Trainer(max_epochs=20, logger=logger, callbacks=[monitor], enable_checkpointing=False)
     trainer.fit(model, DataLoader(training, 32, shuffle=True), DataLoader(held_out, 256))

@@ -53,7 +53,8 @@ def train(folder: Path, until: int) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     run = wandb.init(project="digits", id="reader", resume="allow", dir=folder, mode="offline")
     sinks: list[lm.Sink] = [WandbSink(run), lm.HistorySink(folder / "history", save_weights=True)]
-    monitor = lm.LSTMMonitor(model, held_out=rows[:64], sinks=sinks, every_n_epochs=1)
+    # budget=None: a training of seconds has no time to spare for checks, which by default take 1% of it at most.
+    monitor = lm.LSTMMonitor(model, held_out=rows[:64], sinks=sinks, every_n_epochs=1, budget=None)
     done, checkpoint = 0, folder / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)

@@ -41,7 +41,8 @@ def main() -> None:
     x, x_test, y, y_test = train_test_split(images, digits, test_size=0.2, random_state=1)
 
     check = lm.AblationCheck(score=lambda module: float(net.score(x_test, y_test)), better="higher", seconds=5)
-    monitor = SkorchLSTMMonitor(every_n_epochs=2, ablation=check)
+    # budget=None: a training of seconds has no time to spare for checks, which by default take 1% of it at most.
+    monitor = SkorchLSTMMonitor(every_n_epochs=2, ablation=check, budget=None)
     net = NeuralNetClassifier(
         Reader,
         criterion=nn.CrossEntropyLoss,

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=7, help="of 64 steps in 8 environments, twice")
     rollouts = parser.parse_args().rollouts
     torch.set_num_threads(1)
-    monitor = SB3LSTMMonitor(every_n_epochs=5)
+    monitor = SB3LSTMMonitor(every_n_epochs=5, budget=None)
     model = RecurrentPPO(
         "MlpLstmPolicy",
         make_vec_env("CartPole-v1", n_envs=8, seed=1),

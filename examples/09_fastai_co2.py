@@ -51,7 +51,8 @@ def main() -> None:
     network = get_language_model(AWD_LSTM, WORDS, awd_lstm_lm_config | {"emb_sz": 16, "n_hid": 24, "n_layers": 2})
 
     check = lm.AblationCheck(score=lambda model: float(learner.validate()[0]), better="lower", seconds=10)
-    monitor = FastaiLSTMMonitor(held_out=torch.stack(texts[split:]), ablation=check)
+    # budget=None: a training of seconds has no time to spare for checks, which by default take 1% of it at most.
+    monitor = FastaiLSTMMonitor(held_out=torch.stack(texts[split:]), ablation=check, budget=None)
     callbacks = [ModelResetter(), RNNRegularizer(alpha=2, beta=1), monitor]
     learner = LMLearner(loaders, network, loss_func=CrossEntropyLossFlat(), cbs=callbacks)
     with learner.no_bar():

@@ -129,6 +129,7 @@ class Hosted:
         monitor = self.monitor = self._new(model, self.options)
         self._take_up(monitor)
         monitor.steps, monitor.epochs = max(monitor.steps, steps), max(monitor.epochs, epochs)
+        monitor.hand_on = self._hand_on
         monitor.clock.start()
         self._active = True
 
@@ -154,11 +155,13 @@ class Hosted:
                 self.check()
 
     def check(self) -> None:
-        """Make a check, and show it to the trainer."""
-        if self.monitor is not None and self.monitor.check() is not None:
-            self.report = report = self.monitor.report
-            if report is not None:
-                self.do("Handing values to the trainer", lambda: self.show(report))
+        """Make a check, which is shown to the trainer as soon as it is worked out."""
+        if self.monitor is not None:
+            self.monitor.check()
+
+    def _hand_on(self, report: Report) -> None:
+        self.report = report
+        self.do("Handing values to the trainer", lambda: self.show(report))
 
     def show(self, report: Report) -> None:
         """Give the trainer what it can use of a report, by default nothing."""

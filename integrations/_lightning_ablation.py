@@ -21,10 +21,12 @@ from lstm_monitor.integrations._lightning_logged import RETURNED, Logs, sizes_by
 from lstm_monitor.integrations._lightning_steps import Steps, as_validating
 from lstm_monitor.layers import removable_layers
 from lstm_monitor.monitor import LSTMMonitor
+from lstm_monitor.ranks import from_first, processes
 from lstm_monitor.records import Better
 from lstm_monitor.standins import standing_in
 from lstm_monitor.studies.bench import Progress
 from lstm_monitor.studies.check import AblationCheck, options_of
+from lstm_monitor.studies.everywhere import by_itself
 from lstm_monitor.studies.making import make_study
 from lstm_monitor.study.study import Study
 from lstm_monitor.undisturbed import undisturbed
@@ -48,14 +50,16 @@ class Scored:
 def lightning_study(trainer: Any, check: AblationCheck, monitor: LSTMMonitor) -> Study | None:
     """A study on the Trainer's validation, or without one on the monitor's held-out data.
 
-    None, with a line in the log, where neither is there, or the training runs in several processes.
+    None, with a line in the log, where neither is there, or the training runs in several processes that do not share
+    (no DDP).
 
     Raises:
         ValueError: a score that the validation does not log, or what `make_study` raises.
     """
     module: Any = monitor.model
-    reason = _reason_against(trainer, module, check)
-    if reason and monitor.held_out is not None and trainer.world_size == 1 and check.score is None:
+    alone = trainer.world_size > processes()
+    reason = from_first(lambda: _reason_against(trainer, module, check, alone=alone))
+    if reason and monitor.held_out is not None and not alone and check.score is None:
         return monitor.held_out_study(check)
     if reason:
         if trainer.is_global_zero:
@@ -71,9 +75,9 @@ def lightning_study(trainer: Any, check: AblationCheck, monitor: LSTMMonitor) ->
     return replace(study, notes=(*scored.notes, *_other_value(trainer, scored, study), *study.notes))
 
 
-def _reason_against(trainer: Any, module: Any, check: AblationCheck) -> str:
-    """Why there can be no study; empty if there can."""
-    if trainer.world_size > 1:
+def _reason_against(trainer: Any, module: Any, check: AblationCheck, *, alone: bool) -> str:
+    """Why there can be no study; empty if there can. `alone`: the training's other processes do not share it."""
+    if alone:
         return f"the training runs in {trainer.world_size} processes, and one alone cannot make it"
     if not callable(check.score) and not has_validation(trainer, module):
         return (
@@ -139,7 +143,7 @@ def _chosen(steps: Steps, batches: Sequence[Batch], asked: str | None) -> tuple[
 
 
 def _rehearsed(steps: Steps, batches: Sequence[Batch], *, hooks: bool) -> Logs:
-    with standing_in({}):  # nothing stands in; what is compiled runs uncompiled, as in the study
+    with standing_in({}), by_itself():  # nothing stands in; what is compiled runs uncompiled, as in the study
         return steps.run(batches, hooks=hooks)
 
 
@@ -198,7 +202,7 @@ def _run(steps: Steps, batches: Sequence[Batch], key: str, hooks: bool, weight: 
 def _other_value(trainer: Any, scored: Scored, study: Study) -> Iterator[str]:
     """A note where the Trainer's last validation gave another value on the same batches."""
     known = trainer.callback_metrics.get(scored.name)
-    if known is None or scored.notes:
+    if known is None or scored.notes or processes() > 1:  # each process may know only that of its own data
         return
     value = float(known)
     if abs(value - study.intact) > DIGITS * max(abs(value), abs(study.intact)):

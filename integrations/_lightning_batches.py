@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
+
+from lstm_monitor.ranks import from_each, processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +49,23 @@ def has_validation(trainer: Any, module: Any) -> bool:
 def first_batches(trainer: Any, module: Any, sequences: int) -> tuple[list[Batch], str]:
     """Whole batches of each loader until they hold `sequences`, and words on what was left out, if anything was.
 
-    Every generator that the loaders hold is as before; call it where the global ones are put back.
+    Processes that share take them from all their loaders, among which Lightning has divided the data: together they are
+    those that one process would take. Every generator that the loaders hold is as before; call it where the global ones
+    are put back.
     """
+    share = math.ceil(sequences / processes())
+    parts = from_each(lambda: _first_batches(trainer, module, share))
+    found = [
+        replace(batch, number=batch.number * len(parts) + rank)
+        for rank, (batches, _) in enumerate(parts)
+        for batch in batches
+    ]
+    found.sort(key=lambda batch: (batch.loader or 0, batch.number))
+    return found, _left_out(found, sum(available for _, available in parts))
+
+
+def _first_batches(trainer: Any, module: Any, sequences: int) -> tuple[list[Batch], float]:
+    """Those of this process, and how many it has."""
     streams = _streams(trainer)
     several = len(streams) > 1
     found: list[Batch] = []
@@ -60,7 +78,7 @@ def first_batches(trainer: Any, module: Any, sequences: int) -> tuple[list[Batch
                 held += found[-1].size
                 if held >= sequences:
                     break
-    return found, _left_out(found, sum(limit for _, limit in streams))
+    return found, sum(limit for _, limit in streams)
 
 
 def _streams(trainer: Any) -> list[tuple[Iterable[Any], float]]:

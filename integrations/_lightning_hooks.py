@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from lstm_monitor.clock import BUDGET
 from lstm_monitor.guard import OnError
 from lstm_monitor.integrations._lightning_ablation import lightning_study
 from lstm_monitor.integrations._lightning_loggers import sinks_of
@@ -37,8 +39,8 @@ class LightningHooks:
         every_n_steps: check after every n-th optimizer step, or a schedule of their number.
         held_out: batches for the module's ``forward`` instead of the validation's own; see `characterize`.
         ablation: True or an `AblationCheck`: when the training has ended, remove cells while the Trainer's own
-            validation runs, to see which ranking could be trusted. Takes a minute at most by default; training in one
-            process only.
+            validation runs, to see which ranking could be trusted. Takes a minute at most by default; in
+            several processes only under DDP.
         layers: glob or globs over layer names such as ``rnn.l0``.
         rank_by: "auto", "measured", "greedy", "std_x_outgoing" or any metric's name, see `characterize`.
         forward: called as ``forward(module, batch)`` where the module takes its held-out batch in another way.
@@ -48,9 +50,10 @@ class LightningHooks:
         horizon: steps of the step responses; None for as many as the cells need at the first check.
         held_out_steps: about how many sequence steps of the held-out data each check uses.
         sinks: more places for reports, besides the Trainer's loggers.
-        pictures_every: draw pictures at every n-th check and at the last; 0 never; None as often as drawing takes at
-            most 1% of the training time.
-        budget: share of the training time that periodic checks may take; None checks whenever one is due.
+        pictures_every: draw pictures at every n-th check and at the last; 0 never. Between the first and the last only
+            where the budget has room for them. None is 1.
+        budget: share of the training time that periodic checks may take; where they would take more, fewer pictures are
+            drawn, then fewer checks made. None checks, and draws, whenever it is due.
         thresholds: the named numbers in the metrics' definitions.
         history: a folder in which every check is kept, see `HistorySink`; by default one beside the first logger that
             has a folder, if the extra ``history`` is installed. False keeps none.
@@ -78,7 +81,7 @@ class LightningHooks:
         held_out_steps: int = HELD_OUT_STEPS,
         sinks: list[Any] | None = None,
         pictures_every: int | None = None,
-        budget: float | None = None,
+        budget: float | None = BUDGET,
         thresholds: Thresholds | None = None,
         history: bool | str | None = None,
         name: str = "lstm_monitor",
@@ -121,7 +124,8 @@ class LightningHooks:
         self._call = FirstCall()
         self._logger_sinks: list[Sink] = []
         self._values = Values()
-        self._late = False
+        self._given: tuple[Mapping[str, float], dict[str, Tensor]] = ({}, {})
+        self._late = self._is_stale = False
 
     # State
 
@@ -166,6 +170,8 @@ class LightningHooks:
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make the first check, unless the run is resumed, or validation is still to bring held-out data."""
+        if self.monitor is not None and _is_ddp(trainer):
+            self.monitor.sharing.ask()
         self._do("The start of the training", self._start, trainer)
         self._give_values(trainer)
 
@@ -215,7 +221,7 @@ class LightningHooks:
     @property
     def _monitor(self) -> LSTMMonitor | None:
         """The monitor while there is something to do for it."""
-        return self.monitor if self._active and self.monitor is not None and not self.monitor.guard.idle else None
+        return self.monitor if self._active and self.monitor is not None and not self.monitor.sharing.idle else None
 
     def _do(self, doing: str, act: Callable[[LSTMMonitor, Any], None], trainer: Any) -> None:
         """The part of a hook that may fail: not done while the monitor rests."""
@@ -223,6 +229,7 @@ class LightningHooks:
         if monitor is not None:
             with monitor.guard.protect(doing):
                 act(monitor, trainer)
+            self.report = monitor.report or self.report
 
     def _reach_loggers(self, monitor: LSTMMonitor, trainer: Any) -> None:
         self._logger_sinks = sinks_of(trainer, self.pictures_every)
@@ -237,13 +244,13 @@ class LightningHooks:
     def _start(self, monitor: LSTMMonitor, trainer: Any) -> None:
         monitor.steps, monitor.epochs = trainer.global_step, trainer.current_epoch
         monitor.clock.start()
-        if monitor.checks == 0 and not self._waits(trainer):
+        if monitor.checks == 0 and not monitor.sharing.agreed(lambda: self._waits(trainer)):
             self._check(monitor, trainer)
 
     def _count_steps(self, monitor: LSTMMonitor, trainer: Any) -> None:
         before, monitor.steps = monitor.steps, trainer.global_step
         if monitor.due(monitor.steps_due, before, monitor.steps):
-            self._late = self._waits(trainer)
+            self._late = monitor.sharing.agreed(lambda: self._waits(trainer) or self._is_stale)
             if not self._late:
                 self._check(monitor, trainer)
 
@@ -252,25 +259,28 @@ class LightningHooks:
         every = trainer.check_val_every_n_epoch  # None where validation goes by batches
         if self._waits(trainer) and every is not None and monitor.epochs % every == 0:
             self._recordings = {}  # validation was due and brought nothing
-        if monitor.due(monitor.epochs_due, monitor.epochs - 1, monitor.epochs) and not self._waits(trainer):
+        is_ready = not self._waits(trainer) and not self._is_stale
+        is_due = monitor.due(monitor.epochs_due, monitor.epochs - 1, monitor.epochs)
+        if is_due and monitor.sharing.agreed(lambda: is_ready):
             self._check(monitor, trainer, ended=True)
 
     def _finish(self, monitor: LSTMMonitor, trainer: Any) -> None:
         monitor.steps = trainer.global_step
         if monitor.checked_at != monitor.progress:
+            if self._is_stale:
+                self._recordings = self._call.recordings(monitor, _recurrent(monitor)) or self._recordings
             self._check(monitor, trainer, ended=True)
 
     def _ablate(self, monitor: LSTMMonitor, trainer: Any) -> None:
         check = self.ablation
         if check is not None:
             monitor.add_study(lambda: lightning_study(trainer, check, monitor), self._logger_sinks)
-            self.report = monitor.report or self.report
 
     def _prepare_recorder(self, monitor: LSTMMonitor, trainer: Any) -> None:
         if self._wants_recordings(trainer) and monitor.model is not None:
-            found = find_layers(monitor.model, monitor.layers)
-            modules = dict.fromkeys(layer.module for layer in found)
-            self._recorder = GuardedRecorder(modules, monitor.held_out_steps, monitor.guard)
+            self._is_stale = not self._late and self._may_leave_out(trainer) and not monitor.has_room()
+            if not self._is_stale:
+                self._recorder = GuardedRecorder(_recurrent(monitor), monitor.held_out_steps, monitor.guard)
 
     def _attach(self, monitor: LSTMMonitor, trainer: Any) -> None:
         if self._recorder is not None:
@@ -288,6 +298,13 @@ class LightningHooks:
     def _wants_recordings(self, trainer: Any) -> bool:
         return self._options["held_out"] is None and bool(trainer.enable_validation) and not _has_no_batch(trainer)
 
+    def _may_leave_out(self, trainer: Any) -> bool:
+        """Whether a validation before which there is no room for a check need not be recorded.
+
+        The last check can then have the network's first batch run again. Processes that share a model decide as one.
+        """
+        return bool(self._call.runs) and trainer.world_size == 1
+
     def _waits(self, trainer: Any) -> bool:
         """Whether checks wait for validation's held-out data: the first one sets the operating point for all.
 
@@ -301,7 +318,6 @@ class LightningHooks:
             step -= 1  # loggers write the end of an epoch at its last batch
         runs = self._call.runs if self._wants_recordings(trainer) else None
         monitor.check(step, recordings=self._recordings, extra_sinks=self._logger_sinks, runs=runs)
-        self.report = monitor.report or self.report
 
     def _give_values(self, trainer: Any) -> None:
         """Give every scalar to the Trainer, finite from the start: EarlyStopping ends at NaN or a missing key.
@@ -311,7 +327,13 @@ class LightningHooks:
         if self._active and self.monitor is not None:
             with self.monitor.guard.protect("Giving values to other callbacks"):
                 values = self._values.now(self.monitor, watched_keys(trainer))
-                trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+                trainer.callback_metrics.update(self._as_tensors(values))
+
+    def _as_tensors(self, values: Mapping[str, float]) -> dict[str, Tensor]:
+        """Made anew where they have changed: in short epochs a hundred tensors take longer than a step."""
+        if values != self._given[0]:
+            self._given = (dict(values), {name: torch.tensor(value) for name, value in values.items()})
+        return self._given[1]
 
     def _remove_hooks(self) -> None:
         handles, self._handles = self._handles, []
@@ -324,6 +346,18 @@ class LightningHooks:
         self._call = FirstCall()
         if active and self.monitor is not None:
             self.monitor.close(self._logger_sinks)
+            self.report = self.monitor.report or self.report
+
+
+def _recurrent(monitor: LSTMMonitor) -> list[nn.Module]:
+    """The modules whose inputs are recorded."""
+    assert monitor.model is not None
+    return list(dict.fromkeys(layer.module for layer in find_layers(monitor.model, monitor.layers)))
+
+
+def _is_ddp(trainer: Any) -> bool:
+    """Whether every process holds the whole weights, so that all can make a check together."""
+    return trainer.world_size > 1 and isinstance(trainer.strategy.model, DistributedDataParallel)
 
 
 def _has_no_batch(trainer: Any) -> bool:

@@ -69,6 +69,7 @@ class Steps:
             stack.enter_context(torch.set_grad_enabled(gradients))
             for metric in _metrics(self.module):
                 metric.reset()
+                metric.distributed_available_fn = None  # other processes are elsewhere
             vars(self.module)["log"] = logs.log
             yield logs
 

@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lstm_monitor.changes import changed, uncompiled
 from lstm_monitor.heldout import Run
 from lstm_monitor.integrations._lightning_call import CallRecorder
 from lstm_monitor.monitor import LSTMMonitor
 from lstm_monitor.ranking import OF_THE_NETWORK
+from lstm_monitor.recordings import Recorder, Recording
+from lstm_monitor.undisturbed import undisturbed
 
 
 class FirstCall:
@@ -29,6 +32,15 @@ class FirstCall:
         self._over = True
         self._recorder = CallRecorder(monitor.model, recurrent, monitor.guard)
         return self._recorder.attach()
+
+    def recordings(self, monitor: LSTMMonitor, recurrent: Iterable[nn.Module]) -> dict[nn.Module, Recording]:
+        """What the layers receive in that batch now, with the weights as they are."""
+        recorder = Recorder(recurrent, monitor.held_out_steps)
+        with undisturbed(monitor.model):
+            for run in self.runs:
+                with recorder.batch(run.mask), changed([uncompiled()]):
+                    run.call()
+        return recorder.recordings()
 
     def detach(self) -> None:
         """The batch is over."""

@@ -13,13 +13,11 @@ from lstm_monitor import figures
 from lstm_monitor.report import Report
 from lstm_monitor.sinks import check_pictures_every
 
-PICTURE_SHARE = 0.01
-
 Draw = Callable[[Report], None]
 
 
 class Pictures:
-    """Draws at every n-th report and at the last; None as often as drawing takes at most 1% of the time, 0 never.
+    """Draws at every n-th report and at the last, where the monitor has room for it; None means every one, 0 never.
 
     Raises:
         ValueError: a negative interval.
@@ -28,32 +26,30 @@ class Pictures:
     def __init__(self, every: int | None) -> None:
         """Nothing was drawn yet."""
         check_pictures_every(every)
-        self.every = every
+        self.every = 1 if every is None else every
         self.reports = 0
+        self.seconds = 0.0
+        self._is_due = False
         self._undrawn: Report | None = None
-        self._drawing, self._began = 0.0, 0.0
 
     def offer(self, report: Report, draw: Draw) -> None:
-        """Draw this report if it is its turn; otherwise it may turn out to be the last one."""
-        if self.reports == 0:
-            self._drawing, self._began = 0.0, time.perf_counter()
+        """Draw this report if it is its turn, or has been, and there is room; it may turn out to be the last one."""
         self._undrawn = report
-        if self._due():
+        self._is_due |= self.every > 0 and self.reports % self.every == 0
+        if self._is_due and report.may_draw:
+            self._is_due = False
             self.finish(draw)
         self.reports += 1
 
     def finish(self, draw: Draw) -> None:
         """Draw the last report if it was not drawn."""
-        began = time.perf_counter()
         report, self._undrawn = self._undrawn, None
         if report is not None and self.every != 0:
-            draw(report)
-        self._drawing += time.perf_counter() - began
-
-    def _due(self) -> bool:
-        if self.every is not None:
-            return self.every > 0 and self.reports % self.every == 0
-        return self._drawing <= PICTURE_SHARE * (time.perf_counter() - self._began)
+            began = time.perf_counter()
+            try:
+                draw(report)
+            finally:
+                self.seconds += time.perf_counter() - began
 
 
 def drawn(report: Report) -> dict[str, NDArray[np.uint8]]:

@@ -19,6 +19,7 @@ class Values:
     def __init__(self, known: Mapping[str, float] | None = None) -> None:
         """`known`: what was measured last, by key."""
         self.known: dict[str, float] = dict(known or {})
+        self._of: Report | None = None
         self._waited = 0
         self._told = ""
 
@@ -31,7 +32,8 @@ class Values:
         elif report is not None and not self._told:
             self._told = "unknown"
             tell_unknown(watched, report)
-        self.known |= {} if report is None else report.scalars()
+        if report is not None and report is not self._of:
+            self._of, self.known = report, self.known | report.scalars()
         self._waited += 1
         lacking = {key: mode for key, mode in watched.items() if idle or key not in self.known}
         seen = self.known.keys()

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lstm_monitor.clock import BUDGET
 from lstm_monitor.guard import OnError
 from lstm_monitor.heldout import Run
 from lstm_monitor.importance import assess
@@ -65,7 +66,8 @@ class KerasLSTMMonitor(LSTMMonitor):
         mask: (N, T) True for the held-out steps that count.
         horizon: steps of the step responses; None for as many as the cells need at the first check.
         held_out_steps: about how many sequence steps of the held-out data each check uses.
-        budget: share of the training time that periodic checks may take; None checks whenever one is due.
+        budget: share of the training time that periodic checks may take; where they would take more, fewer are made.
+            None checks whenever one is due.
         thresholds: the named numbers in the metrics' definitions.
         on_error: "warn" turns an error of the monitor into one warning; "raise" raises it.
         options: what `LSTMMonitor` takes besides, such as ``history=``.
@@ -95,7 +97,7 @@ class KerasLSTMMonitor(LSTMMonitor):
         mask: Any = None,
         horizon: int | None = None,
         held_out_steps: int = HELD_OUT_STEPS,
-        budget: float | None = None,
+        budget: float | None = BUDGET,
         thresholds: Thresholds | None = None,
         on_error: OnError = "warn",
         **options: Any,
@@ -231,7 +233,7 @@ class KerasLSTMMonitor(LSTMMonitor):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the model."""
-        return {**vars(self), "model": None, "held_out": None}
+        return {**vars(self), "model": None, "held_out": None, "_begun": None}
 
 
 def _steps_done(model: Any) -> int:

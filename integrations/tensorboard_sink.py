@@ -31,8 +31,8 @@ class TensorBoardSink:
         log_dir: folder of the run, such as ``runs/a``; written with a writer of our own.
         writer: or your own ``SummaryWriter`` (or a function that returns it), which is left open at the end.
         scalars: write scalars; False where another logger writes them to the same run.
-        pictures_every: draw pictures at every n-th report and at the last; 0 never; None as often as drawing takes at
-            most 1% of the time.
+        pictures_every: draw pictures at every n-th report and at the last; 0 never. Between the first and the last only
+            where the monitor's budget has room for them. None is 1.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -65,6 +65,11 @@ class TensorBoardSink:
             return os.fspath(self.log_dir)
         folder = getattr(self._reach(), "log_dir", None)
         return None if folder is None else os.fspath(folder)
+
+    @property
+    def drawing(self) -> float:
+        """Seconds that pictures took so far."""
+        return self._pictures.seconds
 
     def write(self, report: Report) -> None:
         """Write one report at its step; an ablation check in it also as a card of text and, always, its pictures.

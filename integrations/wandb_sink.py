@@ -32,8 +32,8 @@ class WandbSink:
     Args:
         run: what ``wandb.init()`` returns, or a function that returns it, called at each report.
         scalars: write scalars; False where something else writes them to the same run.
-        pictures_every: draw pictures at every n-th report and at the last; 0 never; None as often as drawing takes at
-            most 1% of the time.
+        pictures_every: draw pictures at every n-th report and at the last; 0 never. Between the first and the last only
+            where the monitor's budget has room for them. None is 1.
         own_rows: write each check at once, ending the open row. Only where nothing is logged with ``step=``.
 
     Raises:
@@ -65,6 +65,11 @@ class WandbSink:
 
         run = self._now()
         return str(Path(run.dir).parents[1] / f"lstm_monitor-{run.id}") if is_run(run) and not run.disabled else None
+
+    @property
+    def drawing(self) -> float:
+        """Seconds that pictures took so far."""
+        return self._pictures.seconds
 
     def write(self, report: Report) -> None:
         """Write one report at its step; an ablation check in it as tables, charts and a summary.

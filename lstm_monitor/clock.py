@@ -1,17 +1,53 @@
-"""What the monitoring costs, measured by itself."""
+"""What the monitoring costs, measured by itself, and what there is room for within a budget."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+
+BUDGET = 0.01
+"""The share of the training time that periodic checks may take by default."""
+MARGIN = 1.5
+"""How much longer than expected a check may take without leaving the budget."""
+RECENT = 5
+"""By how many of the latest periodic checks it is told what the next one takes."""
 
 
 class Clock:
-    """Seconds of training and of checks, in one process and over resumed ones."""
+    """Seconds of training and of checks, in one process and over resumed ones.
 
-    def __init__(self, trained: float = 0.0, spent: float = 0.0, periodic: float = 0.0, last: float = 0.0) -> None:
-        """Seconds so far: of the run, of all checks, of the periodic ones, of the last one."""
-        self.trained, self.spent, self.periodic, self.last = trained, spent, periodic, last
+    While a check is made the training's time stands still. A check is taken to cost what the last one and the median of
+    the latest cost, whichever is more; pictures what they cost when they were drawn last.
+    """
+
+    def __init__(
+        self,
+        trained: float = 0.0,
+        spent: float = 0.0,
+        periodic: float = 0.0,
+        recent: Sequence[float] = (),
+        pictures: float = 0.0,
+    ) -> None:
+        """Seconds so far: of the run with its checks, of all checks, of the periodic ones.
+
+        `recent`: those of the latest checks, pictures left out; `pictures`: of the pictures that were drawn last.
+        """
+        self.trained, self.spent, self.periodic = trained, spent, periodic
+        self.recent, self.pictures = list(recent), pictures
         self._since: float | None = None
+        self._stopped: float | None = None
+        self._apart = 0.0
+
+    @classmethod
+    def restored(cls, plain: Mapping[str, Any]) -> Clock:
+        """From what `plain` returned, also in a version that kept less."""
+        names = ("trained", "spent", "periodic", "recent", "pictures")
+        return cls(**{name: plain[name] for name in names if name in plain})
 
     def start(self) -> None:
         """The training begins."""
@@ -22,38 +58,93 @@ class Clock:
         """Whether the training has begun."""
         return self._since is not None
 
-    def check(self, *, periodic: bool) -> _Timed:
-        """Time one check."""
-        return _Timed(self, periodic)
+    @contextmanager
+    def check(self, *, periodic: bool, device: torch.device | None = None) -> Iterator[None]:
+        """Time one check; on a CUDA device with all of its work, and without the training's that still runs there."""
+        _synchronise(device)
+        began = self._stopped = time.perf_counter()
+        self._apart = 0.0
+        try:
+            yield
+        finally:
+            _synchronise(device)
+            self._stopped = None
+            self._count(time.perf_counter() - began, periodic)
+
+    @contextmanager
+    def continued(self) -> Iterator[None]:
+        """Time the rest of the last periodic check, which was worked out beside the training meanwhile."""
+        began = self._stopped = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stopped = None
+            self.beside(time.perf_counter() - began)
+
+    def beside(self, seconds: float) -> None:
+        """What the last periodic check took more; where the training went on meanwhile, this is the most it can be."""
+        self.spent += seconds
+        self.periodic += seconds
+        self.recent[-1] += seconds
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Inside a check: what no later one does again."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._apart += time.perf_counter() - began
+
+    @contextmanager
+    def writing(self, drawing: Callable[[], float]) -> Iterator[None]:
+        """Inside a check: pictures may be drawn, and `drawing` tells the seconds that this took so far in all."""
+        before = drawing()
+        try:
+            yield
+        finally:
+            drawn = drawing() - before
+            self._apart += drawn
+            self.pictures = drawn if drawn > 0 else self.pictures
+
+    def _count(self, seconds: float, periodic: bool) -> None:
+        self.spent += seconds
+        if periodic or not self.recent:
+            earlier = self.recent if self.periodic > 0 else []  # the first check's was an estimate
+            self.recent = [*earlier, seconds - self._apart][-RECENT:]
+        self.periodic += seconds if periodic else 0.0
 
     def elapsed(self) -> float:
         """Seconds of training, checks left out."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        return max(self.trained + running - self.spent, 0.0)
+        return max(self._run() - self.spent, 0.0)
 
     def cost(self) -> float | None:
-        """All checks over the training time without them; None before a first second of training."""
+        """All checks over the training time without them; None before the first check and any training."""
         return self.spent / self.elapsed() if self.elapsed() > 0 and self.spent > 0 else None
 
+    def expected(self) -> float:
+        """Seconds that a check takes, pictures left out; 0 before the first one."""
+        return max(self.recent[-1], median(self.recent)) if self.recent else 0.0
+
     def affords(self, budget: float) -> bool:
-        """Whether the periodic checks, with one more like the last, stay within a share of the training time."""
-        return self.periodic + self.last <= budget * self.elapsed()
+        """Whether the periodic checks, with one more, stay within a share of the training time."""
+        return self.periodic + MARGIN * self.expected() <= budget * self.elapsed()
 
-    def plain(self) -> dict[str, float]:
+    def affords_pictures(self, budget: float) -> bool:
+        """Whether there is room for a check with pictures, and for the next check too: pictures delay none."""
+        needed = MARGIN * (2 * self.expected() + self.pictures)
+        return self.periodic + needed <= budget * self.elapsed()
+
+    def plain(self) -> dict[str, Any]:
         """For a checkpoint."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        return {"trained": self.trained + running, "spent": self.spent, "periodic": self.periodic, "last": self.last}
+        kept = {"spent": self.spent, "periodic": self.periodic, "recent": list(self.recent), "pictures": self.pictures}
+        return {"trained": self._run(), **kept}
+
+    def _run(self) -> float:
+        now = time.perf_counter() if self._stopped is None else self._stopped
+        return self.trained + (0.0 if self._since is None else now - self._since)
 
 
-class _Timed:
-    def __init__(self, clock: Clock, periodic: bool) -> None:
-        self.clock, self.periodic = clock, periodic
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        clock = self.clock
-        clock.last = time.perf_counter() - self.began
-        clock.spent += clock.last
-        clock.periodic += clock.last if self.periodic else 0.0
+def _synchronise(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)

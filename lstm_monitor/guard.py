@@ -31,7 +31,8 @@ class Guard:
         """
         choose("on_error", on_error, ("warn", "raise"))
         self.on_error = on_error
-        self.resting = False
+        self.resting, self.reason = False, ""
+        self.quiet = False  # where another process's monitor says it
         self._forgiven: set[int | str] = set()
 
     @property
@@ -48,8 +49,9 @@ class Guard:
             if self.on_error == "raise":
                 raise
             if not self.resting:
-                self.resting = True
-                tell(f"lstm_monitor rests from now on; the training goes on. {doing} failed: {_words(error)}")
+                self.resting, self.reason = True, f"{doing} failed: {_words(error)}"
+                if not (self.quiet or switched_off()):
+                    tell(f"lstm_monitor rests from now on; the training goes on. {self.reason}")
 
     def forgive(self, failed: Sequence[tuple[object, Exception]], kept: str | None = None) -> None:
         """One warning for those parts that fail for the first time; all are tried again, and the monitor goes on.

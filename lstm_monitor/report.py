@@ -46,11 +46,12 @@ def run_key(name: str) -> str:
 class Report:
     """One check of all layers: plain values on the host.
 
-    ``step`` and ``epoch`` are those of the training (None in a notebook), ``cost`` the monitoring's share of the
-    training time so far, ``checks`` how many were made, ``skipped`` what looks recurrent and is not supported.
-    ``study`` is the ablation check at the end of the training. Sinks get it as a report of its own, at the step of the
-    last one and without layers. ``alarms`` are the signs that something goes wrong, ``snapshots`` the layers
-    themselves, where a sink keeps them.
+    ``step`` and ``epoch`` are those of the training (None in a notebook), ``cost`` what all checks so far, before this
+    one, took of the training time without them: with their writing and pictures, without the ablation and the closing
+    of sinks. ``checks`` is how many were made, ``may_draw`` whether the monitor's budget has room for pictures,
+    ``skipped`` what looks recurrent and is not supported. ``study`` is the ablation check at the end of the training.
+    Sinks get it as a report of its own, at the step of the last one and without layers. ``alarms`` are the signs that
+    something goes wrong, ``snapshots`` the layers themselves, where a sink keeps them.
     """
 
     layers: tuple[LayerReport, ...]
@@ -63,6 +64,7 @@ class Report:
     study: Study | None = None
     alarms: tuple[Alarm, ...] = ()
     snapshots: tuple[Snapshot, ...] = ()
+    may_draw: bool = True
 
     @property
     def studied(self) -> tuple[LayerStudy, ...]:
@@ -242,7 +244,11 @@ _PICTURES = (
     ("ablation", "performance kept while cells are removed, by ranking, after the ablation check at the end"),
 )
 _RUN = (
-    ("cost", "scalar", "time of all checks so far over the training time without them"),
+    (
+        "cost",
+        "scalar",
+        "seconds of all checks before this one, with writing and pictures, over those of the training without them",
+    ),
     ("checks", "scalar", "number of checks so far"),
     ("alarms", "scalar", "number of alarms that hold: signs that the training goes wrong"),
     ("guide", "text", "how to read the pages, what was found, and what each metric means; in TensorBoard only"),

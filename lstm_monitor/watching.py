@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from lstm_monitor.clock import BUDGET
 from lstm_monitor.guard import switched_off, tell
 from lstm_monitor.inner import InnerHandle
 from lstm_monitor.layers import find_layers
@@ -31,7 +32,7 @@ def watch_optimizer(
     *,
     optimizer: Optimizer | None = None,
     every_n_steps: int | Schedule = 100,
-    budget: float | None = 0.05,
+    budget: float | None = BUDGET,
     **options: Any,
 ) -> Iterator[LSTMMonitor]:
     """Inside, trainings are watched through the steps of their optimizer: for libraries that take no callback.
@@ -52,7 +53,8 @@ def watch_optimizer(
             optimizers for one model count two steps.
         every_n_steps: check after every n-th optimizer step, or a schedule of their number. Steps that a gradient
             scaler leaves out are none.
-        budget: share of the training time that periodic checks may take; None checks whenever one is due.
+        budget: share of the training time that periodic checks may take; where they would take more, fewer are made.
+            None checks whenever one is due.
         options: as of `LSTMMonitor`: sinks, ablation, layers, rank_by, forward, output, lengths, mask, horizon,
             held_out_steps, thresholds, on_error, ...
 

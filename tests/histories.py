@@ -78,7 +78,13 @@ def kept(folder: Path | str, *reports: lm.Report) -> HistorySink:
 
 def train(model: nn.Module, sinks: list[Any], held_out: Tensor | None = None, **options: Any) -> lm.LSTMMonitor:
     """Two epochs of three steps, a check after every second step and each epoch."""
-    settings: dict[str, Any] = {"every_n_steps": 2, "every_n_epochs": 1, "horizon": 32, "on_error": "raise"} | options
+    settings: dict[str, Any] = {
+        "every_n_steps": 2,
+        "every_n_epochs": 1,
+        "horizon": 32,
+        "budget": None,
+        "on_error": "raise",
+    } | options
     monitor = lm.LSTMMonitor(model, held_out, sinks=sinks, **settings)
     optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), sequences()
     monitor.on_train_begin()

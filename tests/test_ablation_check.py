@@ -42,7 +42,7 @@ def data(seed: int = 0, count: int = 8) -> Tensor:
 def train(model: nn.Module, **options: Any) -> tuple[lm.LSTMMonitor, list[Report]]:
     """Three steps with a check at each; the monitor and the reports."""
     memory = lm.MemorySink()
-    defaults = {"held_out": data(), "every_n_steps": 1, "horizon": 16, "on_error": "raise"}
+    defaults = {"held_out": data(), "every_n_steps": 1, "horizon": 16, "budget": None, "on_error": "raise"}
     monitor = lm.LSTMMonitor(model, **defaults | {"sinks": [memory, *options.pop("sinks", [])]} | options)
     with monitor:
         for step in range(3):

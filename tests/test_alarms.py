@@ -35,7 +35,9 @@ def train(
 ) -> list[lm.Report]:
     """Sum two features over time; the reports of the first check and of some during the training."""
     sink = lm.MemorySink()
-    monitor = lm.LSTMMonitor(net, sequences(), sinks=[sink], horizon=32, on_error="raise", every_n_steps=STEPS)
+    monitor = lm.LSTMMonitor(
+        net, sequences(), sinks=[sink], horizon=32, budget=None, on_error="raise", every_n_steps=STEPS
+    )
     optimizer = torch.optim.SGD(learns(net).parameters(), lr=rate)
     x = sequences()
     monitor.on_train_begin()

@@ -39,14 +39,53 @@ def test_checks_are_no_training_time(time: Time) -> None:
     assert clock.cost() == 3 / 40
 
 
+def test_time_stands_still_while_a_check_is_made(time: Time) -> None:
+    clock = Clock()
+    clock.start()
+    time.now += 10
+    with clock.check(periodic=False):
+        time.now += 5
+        assert clock.elapsed() == 10
+
+
 def test_a_budget_counts_periodic_checks_and_one_more(time: Time) -> None:
     clock = Clock()
     clock.start()
     spend(clock, time, 50, periodic=False)
     time.now += 100
     spend(clock, time, 1, periodic=True)
-    assert clock.affords(0.02)
-    assert not clock.affords(0.019)
+    assert clock.expected() == 1
+    assert clock.affords(0.0251)
+    assert not clock.affords(0.0249)
+
+
+def test_what_a_check_takes_is_told_by_the_last_and_by_most(time: Time) -> None:
+    clock, told = Clock(), []
+    for seconds in (9, 2, 1, 1, 5, 1, 1, 1):
+        spend(clock, time, seconds, periodic=bool(told))
+        told.append(clock.expected())
+    assert told == [9, 2, 1.5, 1, 5, 1, 1, 1]
+
+
+def test_what_is_done_once_and_pictures_are_not_expected_again(time: Time) -> None:
+    clock, drawn = Clock(), [0.0]
+    with clock.check(periodic=False):
+        with clock.once():
+            time.now += 30
+        time.now += 2
+        with clock.writing(lambda: drawn[0]):
+            time.now += 4
+            drawn[0] += 3
+    assert (clock.spent, clock.periodic, clock.expected(), clock.pictures) == (36, 0, 3, 3)
+    with clock.check(periodic=True), clock.writing(lambda: drawn[0]):
+        time.now += 1
+    assert (clock.expected(), clock.pictures) == (1, 3)
+
+
+def test_room_for_pictures_leaves_some_for_the_next_check(time: Time) -> None:
+    clock = Clock(trained=100, recent=[1], pictures=4)
+    assert clock.affords_pictures(0.091)
+    assert not clock.affords_pictures(0.089)
 
 
 def test_a_resumed_run_goes_on_counting(time: Time) -> None:
@@ -54,12 +93,17 @@ def test_a_resumed_run_goes_on_counting(time: Time) -> None:
     clock.start()
     time.now += 10
     spend(clock, time, 1, periodic=True)
-    resumed = Clock(**clock.plain())
-    assert resumed.plain() == clock.plain() == {"trained": 11, "spent": 1, "periodic": 1, "last": 1}
+    resumed = Clock.restored(clock.plain())
+    kept = {"trained": 11, "spent": 1, "periodic": 1, "recent": [1], "pictures": 0}
+    assert resumed.plain() == clock.plain() == kept
     resumed.start()
     time.now += 10
     assert resumed.elapsed() == 20
     assert resumed.cost() == 1 / 20
+
+
+def test_the_state_of_an_earlier_version_is_taken(time: Time) -> None:
+    assert Clock.restored({"trained": 11, "spent": 2, "periodic": 1, "last": 1}).elapsed() == 9
 
 
 def test_a_check_that_fails_is_counted_too(time: Time) -> None:
@@ -67,4 +111,4 @@ def test_a_check_that_fails_is_counted_too(time: Time) -> None:
     with suppress(ValueError), clock.check(periodic=True):
         time.now += 3
         raise ValueError("wrong")
-    assert clock.spent == clock.periodic == clock.last == 3
+    assert clock.spent == clock.periodic == clock.expected() == 3

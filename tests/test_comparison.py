@@ -40,7 +40,7 @@ def training(
     model, x = Net(cell, size), torch.randn(12, 10, 2).cumsum(1) / 3
     optimizer, sink = torch.optim.Adam(model.parameters(), 0.03), lm.MemorySink()
     monitor = lm.LSTMMonitor(
-        model, held_out=x if data else None, sinks=[sink], every_n_epochs=1, on_error="raise", horizon=16
+        model, held_out=x if data else None, sinks=[sink], every_n_epochs=1, budget=None, on_error="raise", horizon=16
     )
     monitor.on_train_begin()
     for epoch in range(3):

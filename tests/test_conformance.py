@@ -49,7 +49,7 @@ class Bench:
 
     def make(self, steps: int = 7, **options: Any) -> Any:
         """Our object with the sink; it raises its errors, unless told otherwise."""
-        usual = {"held_out": held_out(steps), "sinks": [self.rig.make(self.folder)], "horizon": 16}
+        usual = {"held_out": held_out(steps), "sinks": [self.rig.make(self.folder)], "horizon": 16, "budget": None}
         return self.host.make(**usual | {"on_error": "raise"} | options)
 
     def task(self, seed: int = 0, **options: Any) -> Task:
@@ -123,7 +123,7 @@ def planted_fault(bench: Bench) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("planted")
 
-    bench.monkeypatch.setattr("lstm_monitor.characterization.measure", fail)
+    bench.monkeypatch.setattr("lstm_monitor.monitor.examine", fail)
     ours = bench.make(on_error="warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

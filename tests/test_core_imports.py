@@ -18,7 +18,7 @@ OTHERS = (
     "tensorboardX", "tensorflow", "wandb", "keras", "jax", "h5py", "matplotlib", "pandas", "pyarrow", "fsspec",
     "safetensors", "xarray", "transformers", "accelerate", "skorch", "ignite", "fastai", "stable_baselines3",
     "sb3_contrib", "gymnasium", "ncps", "opacus", "statsmodels", "sklearn", "arch", "PIL", "jsonargparse", "yaml",
-    "rich", "hypothesis", "pytest",
+    "rich", "hypothesis", "pytest", "numba", "llvmlite", "triton",
 )  # fmt: skip
 """Everything that is installed for a trainer, a logger, pictures, tables or tests, and more of the kind."""
 
@@ -35,7 +35,7 @@ model = torch.nn.Sequential(torch.nn.LSTM(3, 6, num_layers=2, batch_first=True))
 report = lm.characterize(model, held_out=torch.randn(4, 20, 3))
 assert "0.l0" in repr(report), repr(report)
 assert report.scalars() and report.histograms()
-monitor = lm.LSTMMonitor(model, sinks=[lm.MemorySink()], on_error="raise")
+monitor = lm.LSTMMonitor(model, sinks=[lm.MemorySink()], on_error="raise", budget=None)
 with monitor:
     monitor.on_epoch_end(0)
     monitor.on_train_batch_end(0)
@@ -113,7 +113,7 @@ assert {{call.split("(")[0] for call in missing}} >= {{f"adapters.{{name}}" for 
 
 def test_every_extra_that_the_errors_name_exists() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(MISSING.values()) == project["optional-dependencies"].keys() - {"all", "dev"}
+    assert set(MISSING.values()) == project["optional-dependencies"].keys() - {"all", "dev", "fast"}
 
 
 @pytest.mark.parametrize("name", ["pyarrow", "fsspec", "safetensors"])

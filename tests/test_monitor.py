@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lstm_monitor as lm
 from lstm_monitor import characterization
+from lstm_monitor import monitor as monitoring
 
 HORIZON = 32
 
@@ -51,7 +52,7 @@ def model(*args: Any, **kwargs: Any) -> Model:
 def watch(module: nn.Module | None, **options: Any) -> tuple[lm.LSTMMonitor, Closing]:
     """A monitor that raises, and its sink."""
     sink = Closing()
-    defaults = {"held_out": data(), "horizon": HORIZON, "on_error": "raise", "sinks": [sink]}
+    defaults = {"held_out": data(), "horizon": HORIZON, "on_error": "raise", "budget": None, "sinks": [sink]}
     return lm.LSTMMonitor(module, **defaults | options), sink
 
 
@@ -298,7 +299,7 @@ def test_an_exception_inside_the_block_closes_the_sinks_and_is_passed_on(error: 
 
 def test_a_fault_is_one_warning_and_the_monitor_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor, sink = watch(model(), on_error="warn", every_n_steps=1)
-    monkeypatch.setattr(characterization, "measure", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(monitoring, "examine", lambda *args, **kwargs: 1 / 0)
     with pytest.warns(lm.MonitorWarning, match="rests from now on.*ZeroDivisionError") as caught:
         assert run(monitor) is None
     assert len(caught) == 1

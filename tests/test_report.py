@@ -23,7 +23,7 @@ MODULES = {
 
 def two_checks(module: nn.Module) -> lm.Report:
     """The report of a second check: with stability, drift and history."""
-    monitor = lm.LSTMMonitor(module, torch.randn(6, 30, 3), on_error="raise")
+    monitor = lm.LSTMMonitor(module, torch.randn(6, 30, 3), budget=None, on_error="raise")
     monitor.on_train_begin()
     with torch.no_grad():
         for parameter in module.parameters():

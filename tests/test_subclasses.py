@@ -495,7 +495,11 @@ def test_a_training_is_left_as_it_is(name: str) -> None:
         torch.manual_seed(0)
         model = make[name]()
         shape = (4, 7, 3) if name == "packing" else (7, 4, 3)
-        monitor = lm.LSTMMonitor(model, torch.ones(shape), every_n_steps=1, on_error="raise") if watched else None
+        monitor = (
+            lm.LSTMMonitor(model, torch.ones(shape), every_n_steps=1, budget=None, on_error="raise")
+            if watched
+            else None
+        )
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         for _ in range(3):
             optimizer.zero_grad()

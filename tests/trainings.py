@@ -23,10 +23,12 @@ for _package in PACKAGES:
 
 
 def callback(package: str, **options: Any) -> Any:
-    """The callback of one package, which raises its errors and takes short step responses, unless told otherwise."""
+    """The callback of one package, unless told otherwise one that raises its errors, takes short step responses, and
+    checks whenever one is due: these trainings are too short for a budget.
+    """
     name = "lightning_callback" if package.startswith("lightning") else "pytorch_lightning_callback"
     kind = import_module(f"lstm_monitor.integrations.{name}").LSTMMonitorCallback
-    return kind(**{"on_error": "raise", "horizon": HORIZON, "pictures_every": 0} | options)
+    return kind(**{"on_error": "raise", "horizon": HORIZON, "pictures_every": 0, "budget": None} | options)
 
 
 def trainer(package: str, folder: Path, *callbacks: Any, **options: Any) -> Any:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lstm_monitor.effects.outcomes import output_change, score_weights, weighted_mean
 from lstm_monitor.effects.rig import Removed, Rig
+from lstm_monitor.ranks import shared
 from lstm_monitor.records import LayerKey
+
+NEXT_TO_CELLS = 0.25
+"""About how long the rest of a network takes, in the time of a whole layer: what is left of one takes less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +61,26 @@ def counts_to_try(size: int, points: int) -> Tensor:
 
 def curve(rig: Rig, scale: Scale, removal: Tensor, counts: Tensor, tick: Callable[[], None]) -> Tensor:
     """Performance kept ``(K,)`` with the first ``counts (K,)`` cells of a removal order gone; the ends are known."""
+    return curves(rig, scale, [removal], counts, tick)[0]
 
-    def point(count: int) -> float:
-        if count in (0, len(removal)):
-            return scale.kept(scale.emptied if count else scale.intact)
+
+def curves(
+    rig: Rig, scale: Scale, removals: Sequence[Tensor], counts: Tensor, tick: Callable[[], None]
+) -> list[Tensor]:
+    """`curve` for several orders; processes that share (`together`) take some points each."""
+    size = rig.parts[scale.key].weights.hidden_size
+    inner = [count for count in counts.tolist() if 0 < count < size]
+
+    def point(removal: Tensor, count: int) -> float:
         tick()
-        return scale.kept(value_of(rig, {scale.key: removal[:count]}, of_score=scale.of_score, runs=scale.runs))
+        return value_of(rig, {scale.key: removal[:count]}, of_score=scale.of_score, runs=scale.runs)
 
-    return torch.tensor([point(count) for count in counts.tolist()], dtype=torch.float64)
+    jobs = [partial(point, removal, count) for removal in removals for count in inner]
+    costs = [size - count + NEXT_TO_CELLS * size for _ in removals for count in inner]
+    found = iter(shared(jobs, costs))
+    ends = {0: scale.intact, size: scale.emptied}
+    kept = [[scale.kept(ends[n] if n in ends else next(found)) for n in counts.tolist()] for _ in removals]
+    return [torch.tensor(values, dtype=torch.float64) for values in kept]
 
 
 def area(kept: Tensor, counts: Tensor) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ from lstm_monitor.effects.estimates import FEWEST, slopes
 from lstm_monitor.effects.removal import By
 from lstm_monitor.effects.rig import Rig
 from lstm_monitor.errors import choose
+from lstm_monitor.ranks import in_time, shared
 from lstm_monitor.records import Better, LayerKey
 
 EFFECTIVE = 30
@@ -94,9 +95,11 @@ def race(
     if not sum(sizes):
         raise ValueError(f"by={by!r}: the runs have no {by}; give by={('score', 'output')[place]!r}")
 
+    def change(index: int, cell: int) -> Tensor:
+        return rig.changes(index, {key: torch.tensor([cell])})[place]
+
     def measure(cells: Sequence[int], index: int) -> Tensor:
-        changes = [rig.changes(index, {key: torch.tensor([cell])})[place] for cell in cells]
-        return sign * torch.stack(changes).double().cpu()
+        return sign * torch.stack(shared([partial(change, index, cell) for cell in cells])).double().cpu()
 
     size = rig.parts[key].weights.hidden_size
     return race_on(measure, sizes, size, k, confidence=confidence, deadline=deadline, cheap=cheap)
@@ -116,7 +119,7 @@ def race_on(
     _check(sizes, cells, k, confidence, cheap)
     field = _Field(torch.full((cells, sum(sizes)), math.nan, dtype=torch.float64), _as_host(cheap), k)
     for index, size in enumerate(sizes):
-        if field.over or (index > 0 and time.perf_counter() > deadline):
+        if field.over or (index > 0 and not in_time(deadline)):
             break
         if size:
             field.add(measure(field.running.tolist(), index))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from lstm_monitor.effects.outcomes import Outcome, score_weights, weighted_mean
 from lstm_monitor.effects.rig import Rig
 from lstm_monitor.errors import choose
+from lstm_monitor.ranks import from_first, processes, shared
 from lstm_monitor.records import Better, LayerKey
 
 By = Literal["output", "score"]
@@ -131,11 +132,16 @@ def _within(bench: _Bench, deadline: float) -> _Bench:
     """With as many of the runs as there is time for, judged by the first; at least that."""
     if deadline == math.inf:
         return bench
+    affordable = int(processes() * from_first(partial(_affordable, bench, deadline)))
+    return replace(bench, runs=bench.runs[: max(affordable, 1)])
+
+
+def _affordable(bench: _Bench, deadline: float) -> float:
+    """On how many runs one process can measure as often as an order takes."""
     began = time.perf_counter()
     replace(bench, runs=bench.runs[:1]).measure(torch.tensor([0]))
     now = time.perf_counter()
-    affordable = int((deadline - now) / max(SWEEPS * bench.size * (now - began), 1e-9))
-    return replace(bench, runs=bench.runs[: max(affordable, 1)])
+    return (deadline - now) / max(SWEEPS * bench.size * (now - began), 1e-9)
 
 
 def _difference(pairs: Sequence[tuple[int, Outcome]], rig: Rig) -> Tensor:
@@ -213,7 +219,7 @@ def _next(bench: _Bench, known: _Known, removed: Tensor, count: int, deadline: f
     if len(remaining) == 1:
         return remaining
     cells = remaining
-    if time.perf_counter() < deadline:
+    if deadline == math.inf or from_first(lambda: time.perf_counter() < deadline):
         known.change, harm = bench.measure(removed)
         cells = _candidates(known, remaining, count)
         _measure_each(bench, known, removed, cells, harm, deadline)
@@ -223,11 +229,12 @@ def _next(bench: _Bench, known: _Known, removed: Tensor, count: int, deadline: f
 
 
 def _measure_each(bench: _Bench, known: _Known, removed: Tensor, cells: Tensor, harm: float, deadline: float) -> None:
-    for cell in cells:
-        if time.perf_counter() >= deadline:
-            break
-        change, after = bench.measure(torch.cat([removed, cell[None]]))
-        known.learn(int(cell), change, after - harm)
+    def without(cell: Tensor) -> tuple[Tensor, float] | None:
+        return bench.measure(torch.cat([removed, cell[None]])) if time.perf_counter() < deadline else None
+
+    for cell, found in zip(cells, shared([partial(without, cell) for cell in cells]), strict=True):
+        if found is not None:
+            known.learn(int(cell), found[0], found[1] - harm)
     if bench.by == "score":
         known.price = _price(known, cells)
 

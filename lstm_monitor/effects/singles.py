@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lstm_monitor.effects.outcomes import score_weights, weighted_mean
 from lstm_monitor.effects.rig import Rig
+from lstm_monitor.ranks import processes, shared
 from lstm_monitor.records import LayerKey
+
+Rows = dict[int, tuple[Tensor, Tensor]]
+"""By cell: the change of the output ``(N,)`` and of the score, ``(N,)`` or (1,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +50,14 @@ def singles(
     """Remove each cell by itself, run after run, until the time is over; at least on the first run, as far as it goes.
 
     All cells see the same sequences, so that their effects can be compared. A run that is not watched comes last and
-    only gives the score: half of the time is left for it.
+    only gives the score: half of the time is left for it. Processes that share (`together`) take some cells each.
     """
     size = rig.parts[key].weights.hidden_size
-    until = _shared(rig, deadline)
-    outputs: list[Tensor] = []
-    scores, weights = [], []
-    for index, run in enumerate(rig.runs):
-        if run.watched and len(outputs) < index:
-            continue  # no time for another
-        whole, end = index > 0 and run.watched, until if run.watched else deadline
-        rows = _in_time(rig, key, index, size, end, whole=whole, tick=tick)
+    parts = min(processes(), size)
+    jobs = [partial(_measured, rig, key, range(part, size, parts), deadline, tick) for part in range(parts)]
+    by_run = [_joined(rows) for rows in zip(*shared(jobs), strict=True)]
+    outputs, scores, weights = [], [], []
+    for run, rows in zip(rig.runs, by_run, strict=True):
         if rows is not None:
             output, score = _filled(rows, size)
             outputs.append(output)
@@ -64,7 +66,32 @@ def singles(
     return Singles(torch.cat(outputs, 1), torch.cat(scores, 1), torch.cat(weights), len(outputs))
 
 
-def _shared(rig: Rig, deadline: float) -> float:
+def _measured(
+    rig: Rig, key: LayerKey, cells: Sequence[int], deadline: float, tick: Callable[[], None]
+) -> list[Rows | None]:
+    """The changes by cell of each run; None of one that was not made."""
+    until = _watched_until(rig, deadline)
+    found: list[Rows | None] = []
+    for index, run in enumerate(rig.runs):
+        if run.watched and None in found:
+            found.append(None)  # no time for another
+            continue
+        whole, end = index > 0 and run.watched, until if run.watched else deadline
+        found.append(_in_time(rig, key, index, cells, end, whole=whole, tick=tick))
+    return found
+
+
+def _joined(parts: Sequence[Rows | None]) -> Rows | None:
+    """What several processes found in one run; None unless all of them made it."""
+    joined: Rows = {}
+    for rows in parts:
+        if rows is None:
+            return None
+        joined |= rows
+    return joined
+
+
+def _watched_until(rig: Rig, deadline: float) -> float:
     """When the watched runs have to be done."""
     now = time.perf_counter()
     return deadline if all(run.watched for run in rig.runs) else now + (deadline - now) / 2
@@ -74,15 +101,15 @@ def _in_time(
     rig: Rig,
     key: LayerKey,
     index: int,
-    size: int,
+    cells: Sequence[int],
     deadline: float,
     *,
     whole: bool,
     tick: Callable[[], None],
-) -> dict[int, tuple[Tensor, Tensor]] | None:
+) -> Rows | None:
     """The changes by cell; None if a run that has to be made whole cannot be."""
-    rows: dict[int, tuple[Tensor, Tensor]] = {}
-    for cell in range(size):
+    rows: Rows = {}
+    for cell in cells:
         if rows and time.perf_counter() > deadline:
             return None if whole else rows
         rows[cell] = rig.changes(index, {key: torch.tensor([cell])})
@@ -90,7 +117,7 @@ def _in_time(
     return rows
 
 
-def _filled(rows: Mapping[int, tuple[Tensor, Tensor]], size: int) -> tuple[Tensor, Tensor]:
+def _filled(rows: Rows, size: int) -> tuple[Tensor, Tensor]:
     output, score = next(iter(rows.values()))
     blank = torch.full_like(output.double(), torch.nan), torch.full_like(score.double(), torch.nan)
     found = [rows.get(cell, blank) for cell in range(size)]

@@ -17,9 +17,11 @@ from lstm_monitor.heldout import Run, check_initialized
 from lstm_monitor.layers import Layers
 from lstm_monitor.outputs import Select
 from lstm_monitor.ranking import GREEDY, MEASURED, UNCENTRED, check_ranking_name
+from lstm_monitor.ranks import processes
 from lstm_monitor.recordings import Recorder
 from lstm_monitor.records import AblationMode, Better, LayerKey, Ranking, Snapshot
 from lstm_monitor.snapshots import snapshot
+from lstm_monitor.studies.everywhere import by_itself
 
 RANKINGS = ("auto", MEASURED, GREEDY, UNCENTRED, "std_x_outgoing", "sine/amplitude")
 STEPS = 4096
@@ -85,7 +87,8 @@ class Bench:
         """How many evaluations there are about, greedy orders left out."""
         orders = 2 * len(self.options.rankings) + self.options.random_orders
         sizes = [self.rig.parts[layer.key].weights.hidden_size for layer in self.rig.layers]
-        return sum(size * len(self.rig.runs) + orders * (min(self.options.points, size) - 1) for size in sizes)
+        all_of_them = sum(size * len(self.rig.runs) + orders * (min(self.options.points, size) - 1) for size in sizes)
+        return max(all_of_them // processes(), 1)
 
     def until(self, key: LayerKey, share: float) -> float:
         """When a stage of a layer that ends at this share of the layer's time has to end; inf without a limit."""
@@ -118,7 +121,7 @@ def set_up(
 ) -> tuple[Rig, Sequence[Snapshot]]:
     """The rig after its first pass, which must not have changed the weights, and `snaps`, or those it saw."""
     recorder = Recorder(() if snaps else dict.fromkeys(layer.module for layer in layers), STEPS)
-    with recorder.batch():
+    with recorder.batch(), by_itself():
         rig = Rig(model, layers, runs, select=select, live=live)
     weights_back()
     if options.mode == "mean":

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lstm_monitor.effects.curves import Scale, area, counts_to_try, curve, order_gap, random_orders, scale_of, value_of
+from lstm_monitor.effects.curves import area, counts_to_try, curves, order_gap, random_orders, scale_of, value_of
 from lstm_monitor.effects.estimates import spearman
 from lstm_monitor.effects.outcomes import output_change, output_variance
 from lstm_monitor.heldout import Run
 from lstm_monitor.layers import Layers
 from lstm_monitor.outputs import Select
+from lstm_monitor.ranks import from_first, processes
 from lstm_monitor.records import Better, LayerKey, Ranking, Snapshot
 from lstm_monitor.studies.bench import Bench, Progress, StudyOptions, checked, mean_score, set_up, weights_kept
+from lstm_monitor.studies.everywhere import check_same_everywhere, take_first_buffers
 from lstm_monitor.studies.rankings import made, rankings_of
 from lstm_monitor.studies.single_cells import Found, effects_of
 from lstm_monitor.study.records import Correlation, LayerStudy, Noise, Trial
@@ -54,11 +56,13 @@ def make_study(
     """
     began = time.perf_counter()
     with undisturbed(model), _numbers_with_gradients(), weights_kept(model) as weights_back:
+        take_first_buffers(model)
         rig, taken = set_up(model, layers, runs, options, select, live, weights_back, snaps)
         bench = Bench(rig, options, began, checked(rig), progress)
-        repeat = _repeat(bench)
+        check_same_everywhere(rig)
+        repeat = from_first(partial(_repeat, bench))
         found = rankings_of(bench, taken)
-        better = options.better or _better(bench)
+        better = from_first(partial(_better, bench)) if options.better is None else options.better
         results = tuple(_layer(bench, layer.key, found[layer.key], better, repeat) for layer in layers)
     if progress is not None:
         progress(1.0, "done")
@@ -66,7 +70,8 @@ def make_study(
     count = max(outputs, sum(len(outcome.score) for outcome in rig.intact))
     notes = tuple(dict.fromkeys(bench.notes))
     seconds = time.perf_counter() - began
-    return Study(results, options.score_name, mean_score(rig), better, options.mode, count, seconds, notes)
+    study = Study(results, options.score_name, mean_score(rig), better, options.mode, count, seconds, notes)
+    return from_first(lambda: study)
 
 
 @contextmanager
@@ -113,15 +118,19 @@ def _layer(bench: Bench, key: LayerKey, asked: Sequence[Ranking | str], better: 
     rankings = [made(bench, key, item, _known_best(found), bench.until(key, GREEDY)) for item in asked]
     runs, counts, orders = _affordable(bench, key, len(rankings))
     scale = scale_of(rig, key, of_score=bench.scored, runs=runs)
-    draw = partial(curve, rig, scale, counts=counts, tick=lambda: bench.advance(f"{key}: curves"))
-    removals = random_orders(rig.parts[key].weights.hidden_size, orders, options.seed)
-    random = [draw(removal) for removal in removals]
+    removals = [*random_orders(rig.parts[key].weights.hidden_size, orders, options.seed)]
+    for ranking in rankings:
+        removals += [ranking.order.cpu(), ranking.order.cpu().flip(0)]
+    drawn = curves(rig, scale, removals, counts, lambda: bench.advance(f"{key}: curves"))
+    random, pairs = drawn[:orders], zip(drawn[orders::2], drawn[orders + 1 :: 2], strict=True)
     variance = output_variance(rig.intact)
     return LayerStudy(
         key=key,
         effects=found.effects,
         counts=counts,
-        trials=tuple(_trial(scale, draw, ranking, found, counts, options.seed) for ranking in rankings),
+        trials=tuple(
+            _trial(ranking, *pair, found, counts, options.seed) for ranking, pair in zip(rankings, pairs, strict=True)
+        ),
         random=torch.stack(random) if random else torch.empty(0, len(counts), dtype=torch.float64),
         noise=Noise(repeat, *found.halves, order_gap([area(kept, counts) for kept in random])),
         judged="score" if bench.scored else "output",
@@ -147,8 +156,7 @@ def _affordable(bench: Bench, key: LayerKey, rankings: int) -> tuple[tuple[int, 
     end = bench.until(key, 1.0)
     if end == math.inf:
         return runs, counts, orders
-    each = _seconds_of_half(bench, key, runs[:1])
-    steps = max(end - time.perf_counter(), 0.0) / max(each, 1e-9)
+    steps = processes() * from_first(partial(_steps_until, bench, key, end))
     curves = 2 * rankings + orders
     fewer = runs[: _between(1, steps / max(curves * (len(counts) - 2), 1), len(runs))]
     points = _between(FEW_POINTS, steps / max(curves * len(fewer), 1) + 1, len(counts) - 1)
@@ -165,17 +173,16 @@ def _between(least: int, value: float, most: int) -> int:
     return min(max(int(min(value, most)), least), most)
 
 
-def _seconds_of_half(bench: Bench, key: LayerKey, runs: Sequence[int]) -> float:
+def _steps_until(bench: Bench, key: LayerKey, end: float) -> float:
+    """How often there is time for half a layer on one run."""
     began = time.perf_counter()
     half = torch.arange(bench.rig.parts[key].weights.hidden_size // 2)
-    value_of(bench.rig, {key: half}, of_score=bench.scored, runs=runs)
-    return time.perf_counter() - began
+    value_of(bench.rig, {key: half}, of_score=bench.scored, runs=bench.judged_runs[:1])
+    now = time.perf_counter()
+    return max(end - now, 0.0) / max(now - began, 1e-9)
 
 
-def _trial(
-    scale: Scale, draw: Callable[[Tensor], Tensor], ranking: Ranking, found: Found, counts: Tensor, seed: int
-) -> Trial:
-    most, least = draw(ranking.order.cpu()), draw(ranking.order.cpu().flip(0))
+def _trial(ranking: Ranking, most: Tensor, least: Tensor, found: Found, counts: Tensor, seed: int) -> Trial:
     truths = (found.effects.output, found.effects.score)
     output, score = (Correlation(*spearman(ranking.scores.cpu(), truth, seed=seed)) for truth in truths)
     return Trial(ranking, output, score, most, least, area(most, counts), area(least, counts))

@@ -16,6 +16,7 @@ from lstm_monitor.effects.racing import race
 from lstm_monitor.effects.removal import By
 from lstm_monitor.effects.singles import Singles, singles
 from lstm_monitor.heldout import Run
+from lstm_monitor.ranks import in_time
 from lstm_monitor.records import Better, LayerKey
 from lstm_monitor.sensitivity.scores import loss_changes, output_changes
 from lstm_monitor.studies.bench import Bench
@@ -87,8 +88,8 @@ def _corrected(pilot: Tensor, cheap: Cheap, bench: Bench, key: LayerKey) -> Esti
         return None
     try:
         cheap(runs[:1])
-        now = time.perf_counter()
-        if now + (now - began) * len(runs) > bench.until(key, CORRECTIONS):
+        each = time.perf_counter() - began
+        if not in_time(bench.until(key, CORRECTIONS) - each * len(runs)):
             return None
         rows = cheap(runs).T.cpu()
     except (ValueError, RuntimeError, TypeError):  # no derivative comes back, or no score a sequence

@@ -32,7 +32,7 @@ class Watched(Loop):
         if ours is None:
             super().fit(task, None)
             return
-        with watch_optimizer(task.model, every_n_steps=1, budget=None, **ours.options) as monitor:
+        with watch_optimizer(task.model, every_n_steps=1, **ours.options) as monitor:
             try:
                 super().fit(copy.copy(task), None)
             finally:

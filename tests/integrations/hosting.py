@@ -16,7 +16,7 @@ DATA = sequences(count=48)
 TARGETS = DATA[:, -1:, 0]
 HELD_OUT = sequences(1, count=8)
 KEY = "lstm_monitor/rnn.l0/gates/saturation/p50"
-STRICT: dict[str, Any] = {"on_error": "raise", "horizon": HORIZON}
+STRICT: dict[str, Any] = {"on_error": "raise", "horizon": HORIZON, "budget": None}
 
 
 class Closing(lm.MemorySink):

@@ -36,7 +36,7 @@ def shuffled(model: keras.Model, seed: int = 1) -> keras.Model:
 
 def monitor(**options: object) -> tuple[KerasLSTMMonitor, MemorySink]:
     sink = MemorySink()
-    options = {"held_out": data(20, seed=5)[0], "on_error": "raise", "horizon": 16} | options
+    options = {"held_out": data(20, seed=5)[0], "on_error": "raise", "horizon": 16, "budget": None} | options
     return KerasLSTMMonitor(sinks=[sink], **options), sink
 
 

@@ -7,7 +7,6 @@ import copy
 import logging
 import pickle
 import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -741,37 +740,6 @@ def time_of(ours: Any) -> float:
 
 
 # Several processes, copies, arguments
-
-
-DDP = """
-import sys, torch, logging
-from pathlib import Path
-from tests.trainings import *
-from lstm_monitor.studies.check import AblationCheck
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    ours = callback(PACKAGES[0], ablation=True)
-    runner = trainer(PACKAGES[0], Path(sys.argv[1]), ours, devices=2, strategy="ddp", max_epochs=1)
-    runner.fit(modules(PACKAGES[0]).Plain(), loader(), loader(1))
-    (Path(sys.argv[1]) / f"rank{runner.global_rank}").write_text(repr(ours.report.study))
-"""
-
-
-def test_in_several_processes_it_says_so_and_skips(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(DDP)
-    root = Path(trainings.__file__).parents[1]
-    import os
-
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
-        capture_output=True, text=True, env=environment, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["None", "None"]
-    assert done.stderr.count("makes no ablation check: the training runs in 2 processes") == 1
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda ours: pickle.loads(pickle.dumps(ours))])

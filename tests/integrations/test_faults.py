@@ -82,6 +82,8 @@ PATCHED = (
     "integrations._lightning_hooks.LightningHooks._wants_recordings",
     "integrations._lightning_hooks.LightningHooks._waits",
     "integrations._lightning_hooks.LightningHooks._check",
+    "integrations._lightning_hooks.LightningHooks._may_leave_out",
+    "integrations._lightning_hooks.LightningHooks._as_tensors",
     "integrations._lightning_call.CallRecorder.__init__",
     "integrations._lightning_call.CallRecorder.attach",
     "integrations._lightning_call.CallRecorder.runs",
@@ -108,11 +110,16 @@ PATCHED = (
     "clock.Clock.start",
     "clock.Clock.check",
     "clock.Clock.cost",
-    "characterization.measure",
-    "characterization.respond",
-    "characterization.rank",
-    "metrics.measuring.summarize",
-    "metrics.measuring.summarize_sine",
+    "examination.shared",
+    "examination.together",
+    "examination.play_traces",
+    "examination.play_alone",
+    "examination.measure_played",
+    "examination.linear_metrics",
+    "examination.respond",
+    "examination.rank",
+    "playing.StepSummary",
+    "metrics.measuring.SineSummary",
     "metrics.activity.std",
     "report.Report.scalars",
 )
@@ -169,7 +176,7 @@ def test_the_same_fault_is_raised_where_that_is_asked_for(
 def test_python_warnings_turned_into_errors_end_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, untouched: dict[str, Any]
 ) -> None:
-    plant("characterization.measure", monkeypatch)
+    plant("monitor.examine", monkeypatch)
     warnings.simplefilter("error", lm.MonitorWarning)  # pytest puts the filters back
     with caplog.at_level(logging.ERROR, "lstm_monitor"):
         found = train(tmp_path, callback(LIGHTNING, on_error="warn"))

@@ -20,6 +20,8 @@ import torch
 
 import lstm_monitor as lm
 from lstm_monitor import characterization, integrations
+from lstm_monitor.governor import Governor
+from lstm_monitor.integrations import _lightning_hooks
 from lstm_monitor.report import key
 from tests import trainings
 from tests.trainings import HORIZON, PACKAGES, Endless, callback, loader, modules, sequences
@@ -162,6 +164,35 @@ def test_the_recorded_data_is_what_characterize_takes(tmp_path: Path) -> None:
 
 def test_a_budget_keeps_the_first_and_the_last_check(tmp_path: Path) -> None:
     assert checks(tmp_path, ours={"every_n_steps": 1, "budget": 1e-9}) == [(0, 0), (7, 2)]
+
+
+@pytest.mark.parametrize(("budget", "times"), [(None, 4), (1e-9, 1)])
+def test_held_out_inputs_are_recorded_where_a_check_may_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float | None, times: int
+) -> None:
+    """And always those of the last check, whose values are the same."""
+    recorder, recorded = _lightning_hooks.GuardedRecorder, []
+    monkeypatch.setattr(_lightning_hooks, "GuardedRecorder", lambda *given: recorded.append(1) or recorder(*given))
+    reports = []
+    for one in (budget, None):
+        ours = callback(LIGHTNING, every_n_epochs=9, budget=one)
+        trainings.seed_all()
+        fit(tmp_path, ours, val=loader(1, 8), max_epochs=3)
+        reports.append(ours.report.scalars() | {"lstm_monitor/_run/cost": 0.0})
+    assert len(recorded) == times + 4, "before the training and after each epoch"
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("every", ["every_n_epochs", "every_n_steps"])
+def test_a_check_there_is_room_for_later_has_inputs_of_its_own_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: str
+) -> None:
+    """There is room from the midst of the second epoch on: its validation is recorded, and the check follows."""
+    sink, ours = lm.MemorySink(), callback(LIGHTNING, budget=0.01, **{every: 1})
+    ours.sinks = [sink]
+    monkeypatch.setattr(Governor, "has_room", lambda self, clock: ours.monitor.steps >= 6)
+    fit(tmp_path, ours, val=loader(1, 8), max_epochs=3)
+    assert [report.step for report in sink.reports][:2] == [0, 7]
 
 
 def test_no_logger_and_no_sink_still_has_a_report(tmp_path: Path) -> None:

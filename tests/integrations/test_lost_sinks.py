@@ -178,7 +178,12 @@ def in_a_loop(folder: Path, sinks: list[Any] | None, at: Mapping[int, Act], **op
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     monitor = None
     if sinks is not None:
-        settings: dict[str, Any] = {"every_n_steps": 2, "horizon": trainings.HORIZON, "sinks": sinks} | options
+        settings: dict[str, Any] = {
+            "every_n_steps": 2,
+            "horizon": trainings.HORIZON,
+            "sinks": sinks,
+            "budget": None,
+        } | options
         monitor = lm.LSTMMonitor(model, sequences(1, 8), **settings)
         monitor.on_train_begin()
     for step, (x, y) in enumerate([*loader(shuffle=True), *loader(shuffle=True)]):

@@ -86,7 +86,12 @@ def in_a_loop(folder: Path) -> Places:
     with wandb_runs.start(folder / "wb") as run:
         sinks = [TensorBoardSink(folder / "board", pictures_every=0), WandbSink(run, pictures_every=0), memory]
         check = quick(lambda model: (model(data) - data[:, -1:, 0]).square().mean(1))
-        settings: dict[str, Any] = {"every_n_steps": 2, "horizon": trainings.HORIZON, "on_error": "raise"}
+        settings: dict[str, Any] = {
+            "every_n_steps": 2,
+            "horizon": trainings.HORIZON,
+            "budget": None,
+            "on_error": "raise",
+        }
         monitor = lm.LSTMMonitor(model, data, sinks=sinks, ablation=check, **settings)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         monitor.on_train_begin()

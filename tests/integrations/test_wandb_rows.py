@@ -112,7 +112,8 @@ def reports() -> list[Report]:
         torch.manual_seed(0)
         model = nn.GRU(3, 4)
     score = lm.AblationCheck(score=lambda model: model(data)[0].square().mean((0, 2)), rankings=["auto"])
-    monitor = lm.LSTMMonitor(model, data, sinks=[memory], every_n_steps=1, horizon=16, ablation=score, on_error="raise")
+    settings: dict[str, Any] = {"every_n_steps": 1, "horizon": 16, "budget": None, "on_error": "raise"}
+    monitor = lm.LSTMMonitor(model, data, sinks=[memory], ablation=score, **settings)
     monitor.on_train_begin()
     for step in range(CHECKS - 1):
         with torch.no_grad():

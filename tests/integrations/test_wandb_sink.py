@@ -56,7 +56,8 @@ def watch(run: wandb.Run, model: nn.Module, ablation: bool = False, steps: int =
     check = lm.AblationCheck(score=lambda model: model(data)[0].square().mean((0, 2)), rankings=["auto"])
     sinks = [WandbSink(run, **{"pictures_every": 0} | options), memory]
     last = check if ablation else None
-    monitor = lm.LSTMMonitor(model, data, sinks=sinks, every_n_steps=2, horizon=16, ablation=last, on_error="raise")
+    settings: dict[str, Any] = {"every_n_steps": 2, "horizon": 16, "budget": None, "on_error": "raise"}
+    monitor = lm.LSTMMonitor(model, data, sinks=sinks, ablation=last, **settings)
     monitor.on_train_begin()
     for step in range(steps):
         with torch.no_grad():
@@ -196,7 +197,7 @@ def test_pictures_are_written_at_every_check(runs, kind):
             assert len(shown.getcolors(1_000_000)) > 60
 
 
-@pytest.mark.parametrize(("every", "steps"), [(0, []), (2, [0, 4, 5]), (None, [0, 5])])
+@pytest.mark.parametrize(("every", "steps"), [(0, []), (2, [0, 4, 5]), (None, [0, 2, 4, 5])])
 def test_pictures_every_nth_check_and_at_the_last(tmp_path, every, steps):
     with wandb_runs.start(tmp_path) as run:
         watch(run, network("GRU"), pictures_every=every)
@@ -317,7 +318,7 @@ def test_a_finished_run_is_told_with_the_fix_and_closing_is_quiet(small, tmp_pat
 def test_the_monitor_makes_one_warning_of_a_finished_run(tmp_path):
     with wandb_runs.start(tmp_path) as run:
         memory = lm.MemorySink()
-        monitor = lm.LSTMMonitor(nn.GRU(3, 4), sinks=[WandbSink(run), memory], horizon=16)
+        monitor = lm.LSTMMonitor(nn.GRU(3, 4), sinks=[WandbSink(run), memory], horizon=16, budget=None)
         monitor.on_train_begin()
     with pytest.warns(lm.guard.MonitorWarning, match="is finished"):
         monitor.on_epoch_end(0)

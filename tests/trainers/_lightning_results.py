@@ -45,7 +45,10 @@ def train(package: ModuleType, logger: Any, monitored: bool) -> tuple[Any, Any]:
     callbacks = []
     if monitored:
         stopping = package.callbacks.EarlyStopping("lstm_monitor/rnn.l0/gates/saturation/p50", patience=9)
-        callbacks = [LSTMMonitorCallback(every_n_epochs=1, ablation=quick_check(), on_error="raise"), stopping]
+        callbacks = [
+            LSTMMonitorCallback(every_n_epochs=1, ablation=quick_check(), budget=None, on_error="raise"),
+            stopping,
+        ]
     trainer = package.Trainer(
         max_epochs=3,
         accelerator="cpu",

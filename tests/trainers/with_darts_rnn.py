@@ -49,7 +49,11 @@ def series() -> tuple[TimeSeries, TimeSeries]:
 
 def train(monitored: bool, build: Any) -> Any:
     """A trained model of darts."""
-    callbacks = [LSTMMonitorCallback(every_n_epochs=1, ablation=quick_check(), on_error="raise")] if monitored else []
+    callbacks = (
+        [LSTMMonitorCallback(every_n_epochs=1, ablation=quick_check(), budget=None, on_error="raise")]
+        if monitored
+        else []
+    )
     trainer = {"accelerator": "cpu", "enable_progress_bar": False, "callbacks": callbacks}
     model = build(trainer, "with" if monitored else "without")
     history, held_out = series()

@@ -55,7 +55,9 @@ def train(monitored: bool) -> tuple[LMLearner, FastaiLSTMMonitor, float]:
     learner = LMLearner(loaders, network, loss_func=CrossEntropyLossFlat(), cbs=callbacks)
     check = quick_check(score=lambda _: float(learner.validate()[0]), better="lower")
     held_out = torch.stack(items[25:])
-    monitor = FastaiLSTMMonitor(held_out=held_out, sinks=[TensorBoardSink("runs")], ablation=check, on_error="raise")
+    monitor = FastaiLSTMMonitor(
+        held_out=held_out, sinks=[TensorBoardSink("runs")], ablation=check, budget=None, on_error="raise"
+    )
     if monitored:
         learner.add_cb(monitor)
     with learner.no_bar(), learner.no_logging():

@@ -49,7 +49,7 @@ def train(monitored: bool) -> tuple[nn.Module, IgniteLSTMMonitor, float, dict[st
         return float(evaluator.run(held_out).metrics["loss"])
 
     check = quick_check(score=evaluate, better="lower")
-    monitor = IgniteLSTMMonitor(held_out=X[HELD_OUT], every_n_epochs=1, ablation=check, on_error="raise")
+    monitor = IgniteLSTMMonitor(held_out=X[HELD_OUT], every_n_epochs=1, ablation=check, budget=None, on_error="raise")
     if monitored:
         monitor.attach(trainer, model)
 

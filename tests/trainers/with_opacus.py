@@ -60,7 +60,7 @@ def train(monitored: bool) -> tuple[nn.Module, str]:
         module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0
     )
     sinks = [TensorBoardSink("runs")]
-    monitor = LSTMMonitor(private, held_out=X[HELD_OUT], sinks=sinks, every_n_steps=4, on_error="raise")
+    monitor = LSTMMonitor(private, held_out=X[HELD_OUT], sinks=sinks, every_n_steps=4, budget=None, on_error="raise")
     if monitored:
         monitor.on_train_begin()
     for epoch in range(2):

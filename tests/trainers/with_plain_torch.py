@@ -53,7 +53,13 @@ def train(monitored: bool, compiled: bool = False) -> tuple[nn.Module, lm.Report
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     check = quick_check(score=validate, better="lower")
     monitor = LSTMMonitor(
-        model, held_out=X[HELD_OUT], sinks=[TensorBoardSink("runs")], every_n_steps=10, ablation=check, on_error="raise"
+        model,
+        held_out=X[HELD_OUT],
+        sinks=[TensorBoardSink("runs")],
+        every_n_steps=10,
+        ablation=check,
+        budget=None,
+        on_error="raise",
     )
     if monitored:
         monitor.on_train_begin()

@@ -19,7 +19,7 @@ FAST = True
 
 def train(monitored: bool) -> tuple[RecurrentPPO, SB3LSTMMonitor]:
     """Four rollouts; the algorithm and the monitor."""
-    monitor = SB3LSTMMonitor(ablation=quick_check(), on_error="raise")
+    monitor = SB3LSTMMonitor(ablation=quick_check(), budget=None, on_error="raise")
     model = RecurrentPPO(
         "MlpLstmPolicy", "CartPole-v1", n_steps=64, batch_size=32, n_epochs=2, seed=1, device="cpu",
         policy_kwargs={"lstm_hidden_size": 8}, tensorboard_log="runs" if monitored else None,

@@ -40,7 +40,9 @@ class Reader(nn.Module):
 def train(monitored: bool) -> tuple[NeuralNetClassifier, SkorchLSTMMonitor, float]:
     """Three epochs; the net, the monitor, and the net's last validation loss."""
     check = quick_check(score=lambda _: net.validation_step((X[320:], Y[320:]))["loss"].item(), better="lower")
-    monitor = SkorchLSTMMonitor(sinks=[TensorBoardSink("runs")], every_n_steps=10, ablation=check, on_error="raise")
+    monitor = SkorchLSTMMonitor(
+        sinks=[TensorBoardSink("runs")], every_n_steps=10, ablation=check, budget=None, on_error="raise"
+    )
     net = NeuralNetClassifier(
         Reader,
         criterion=nn.CrossEntropyLoss,

@@ -57,6 +57,7 @@ def train(monitored: bool) -> tuple[nn.Module, HuggingFaceLSTMMonitor, float]:
         sinks=[TensorBoardSink("runs")],
         every_n_steps=10,
         ablation=quick_check(score=lambda _: trainer.evaluate()["eval_loss"], better="lower"),
+        budget=None,
         on_error="raise",
     )
     if monitored:

@@ -1,0 +1,71 @@
+"""One job beside a training on a GPU: in a thread that ends with it, and on a stream of its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from threading import Thread
+from typing import Generic, TypeVar
+
+import torch
+
+R = TypeVar("R")
+
+
+class Aside(Generic[R]):
+    """Runs one job, from `start` to `collect`; what it raises is raised there.
+
+    On a CUDA device it sees what was asked for before it began, and its results are ready when its thread has ended, so
+    nothing has to be waited for on the training's own stream. Without a device (in tests) it is the thread alone: on
+    the CPU two threads that both run torch slow each other.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Nothing runs yet."""
+        self.device = device
+        self.seconds = 0.0
+        self._outcome: tuple[R] | BaseException | None = None
+        self._process = os.getpid()
+        self._thread: Thread | None = None
+
+    def start(self, job: Callable[[], R]) -> None:
+        """Begin; the training goes on meanwhile."""
+        stream = None if self.device is None else torch.cuda.Stream(self.device)
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(self.device))  # the copies that the job reads
+        self._thread = Thread(target=self._run, args=(job, stream), name="lstm_monitor")
+        self._thread.start()
+
+    def ready(self) -> bool:
+        """Whether `collect` returns at once."""
+        return self._thread is not None and not self._thread.is_alive()
+
+    def collect(self) -> R:
+        """What the job returned, as soon as it has ended.
+
+        Raises:
+            RuntimeError: the process was forked from the one in which the job runs.
+            BaseException: what the job raised.
+        """
+        if self._process == os.getpid() and self._thread is not None:
+            self._thread.join()
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        if self._outcome is None:
+            raise RuntimeError("a check that was being worked out stays in the process that began it")
+        return self._outcome[0]
+
+    def _run(self, job: Callable[[], R], stream: torch.cuda.Stream | None) -> None:
+        began = time.perf_counter()
+        try:
+            with ExitStack() as stack:
+                if stream is not None:
+                    stack.enter_context(torch.cuda.stream(stream))
+                self._outcome = (job(),)
+                if stream is not None:
+                    stream.synchronize()  # here, not in the training; what it read may be freed from now on
+        except BaseException as error:
+            self._outcome = error
+        self.seconds = time.perf_counter() - began
