@@ -2,9 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMALL := .venv/.small
 READY := .venv/.ready
+PEERS := .venv/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-trainers lint bench rankings clean
+.PHONY: help demo test test-trainers lint bench bench-gpu rankings clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -25,11 +26,18 @@ lint: $(READY)  ## run ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## measure what the monitor, ablation and pruning cost
+bench: $(PEERS)  ## measure the engines against the machine's limit, and what the monitor costs beside its peers
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/pruning.py
+
+bench-gpu: $(READY)  ## on a machine with a GPU: check the kernels against float64 and time them
+	$(BIN)/python benchmarks/gpu.py
 
 rankings: $(READY)  ## measure which rankings foretell ablation, half an hour; DATA=folder adds two tasks
 	$(BIN)/python benchmarks/rankings.py $(if $(DATA),--data $(DATA))
@@ -47,4 +55,9 @@ $(SMALL): pyproject.toml constraints.txt
 # What the tests need besides: the other trainers and loggers, and the tools.
 $(READY): $(SMALL)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+# What the benchmarks compare with.
+$(PEERS): $(READY)
+	$(BIN)/python -m pip install -c constraints.txt delve
 	touch $@

@@ -82,7 +82,7 @@ def measure(case: Case, repeats: int, folder: str, pictures_every: int | None) -
     network, epoch = make_epoch(case)
     sink = TensorBoardSink(folder, pictures_every=pictures_every)
     held_out = torch.randn(16, case.length, case.features)
-    monitor = lm.LSTMMonitor(network, held_out, sinks=[sink], history=False, on_error="raise")
+    monitor = lm.LSTMMonitor(network, held_out, sinks=[sink], history=False, budget=None, on_error="raise")
     epoch()
     monitor.on_train_begin()
     monitor.on_epoch_end(0)
