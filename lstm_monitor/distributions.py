@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,7 +36,7 @@ def _quantile(ascending: Values, share: float) -> float:
 
 def ascending_rows(metrics: Sequence[Tensor]) -> Values:
     """``(M, H)``: the finite values of M metrics ``(H,)`` on the host, ascending, float64; NaN last for the others."""
-    rows = torch.stack([cells.detach().double() for cells in metrics]).cpu().numpy()
+    rows = np.stack([cells.detach().cpu().numpy() for cells in metrics]).astype(np.float64)
     rows = np.where(np.isfinite(rows), rows, np.nan)
     rows.sort(axis=1)
     return rows

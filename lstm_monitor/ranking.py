@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lstm_monitor.distributions import Values
 from lstm_monitor.errors import unknown
 from lstm_monitor.metrics import activity
 from lstm_monitor.metrics.catalog import CATALOG
@@ -21,6 +24,8 @@ RANDOM_SENSITIVITY = "random_output_sensitivity"
 MEASURED, GREEDY = "measured", "greedy"
 OF_THE_NETWORK = ("auto", SENSITIVITY, UNCENTRED, MEASURED, GREEDY)
 """Rankings for which the whole network is run."""
+PAIRED = 512
+"""Up to so many cells all pairs are compared at once."""
 
 
 def ranking_names() -> tuple[str, ...]:
@@ -121,13 +126,22 @@ def agreement(now: Ranking, earlier: Ranking) -> Agreement:
     Both are NaN for rankings by different scores. tau is NaN if fewer than two cells are defined in both, or if all
     scores of one ranking are equal.
     """
-    from scipy.stats import kendalltau
-
     if now.name != earlier.name:
         return Agreement(float("nan"), float("nan"))
     a, b = now.scores.cpu().double().numpy(), earlier.scores.cpu().double().numpy()
     both = ~((a != a) | (b != b))
-    tau = float(kendalltau(a[both], b[both]).statistic) if both.sum() > 1 else float("nan")
+    tau = _tau(a[both], b[both]) if both.sum() > 1 else float("nan")
     top = max(1, round(len(a) / 10))
     shared = set(now.order[:top].tolist()) & set(earlier.order[:top].tolist())
     return Agreement(tau, len(shared) / top)
+
+
+def _tau(a: Values, b: Values) -> float:
+    """Kendall's tau-b: of few cells from all pairs, which takes a tenth of the time of scipy's way for many."""
+    if len(a) > PAIRED:
+        from scipy.stats import kendalltau
+
+        return float(kendalltau(a, b).statistic)
+    ours, theirs = (np.subtract(x[:, None] > x, x[:, None] < x, dtype=np.int8) for x in (a, b))
+    untied = math.sqrt(np.count_nonzero(ours) * np.count_nonzero(theirs))
+    return int((ours * theirs).sum()) / untied if untied > 0 else math.nan
