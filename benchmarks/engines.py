@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def show_decoupled(names: list[str], repeats: int) -> None:
     for size in (512, 4096):
         item = work(size, 512)
         limit = bound(item.cell_steps)
-        slow = seconds(first_loop(item)) * size / SAMPLED_CELLS
+        slow = statistics.median(seconds(first_loop(item)) for _ in range(3)) * size / SAMPLED_CELLS
         for name in names:
             for threads in (1, 2):
                 torch.set_num_threads(threads)
@@ -138,7 +139,7 @@ def show_decoupled(names: list[str], repeats: int) -> None:
                     play = decoupled(engine, item)
                     times, least = interleaved([play, limit or play], repeats)
                 against = ratio(times, least) if limit else "no C compiler"
-                faster = slow / sorted(times)[len(times) // 2]
+                faster = slow / statistics.median(times)
                 row = [f"{size}", name, f"{threads}", milliseconds(least), milliseconds(times), against]
                 rows.append([*row, f"{faster:,.0f}"])
     torch.set_num_threads(1)
@@ -175,7 +176,7 @@ def show_growth(name: str, repeats: int) -> None:
         for size in (64, 256, 1024, 4096):
             item = work(size, 128)
             alone, bare, full = interleaved([decoupled(engine, item), fused(item), coupled(engine, item)], repeats)
-            each = 1e9 * sorted(alone)[len(alone) // 2] / item.cell_steps
+            each = 1e9 * statistics.median(alone) / item.cell_steps
             rows.append([f"{size}", milliseconds(alone), f"{each:.2f} ns", milliseconds(bare), milliseconds(full)])
             rows[-1].append(ratio(full, bare))
     print(f"As cells are added, engine {name}, S=16, T=128, one thread\n")
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=["numba", "torch"])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch.set_grad_enabled(False)  # as in a check; with gradients the bare op takes twice as long
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {options.repeats} turns\n")
     show_decoupled(options.engines, options.repeats)
     show_coupled(options.engines, options.repeats)

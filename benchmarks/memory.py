@@ -32,6 +32,7 @@ def peak(action: Callable[[], object]) -> int:
 def measure(name: str, cells: int, steps: int, mode: str) -> int:
     """The peak of one engine and mode."""
     torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
     small, item = engines.work(64, steps), engines.work(cells, steps)
     make = engines.decoupled if mode == "alone" else engines.coupled
     with engines.forced(name) as engine:

@@ -330,9 +330,13 @@ class LightningHooks:
                 trainer.callback_metrics.update(self._as_tensors(values))
 
     def _as_tensors(self, values: Mapping[str, float]) -> dict[str, Tensor]:
-        """Made anew where they have changed: in short epochs a hundred tensors take longer than a step."""
+        """Made anew where they have changed: in short epochs a hundred tensors take longer than a step.
+
+        The Trainer validates in inference mode, and what is made there could take no part in a loss later.
+        """
         if values != self._given[0]:
-            self._given = (dict(values), {name: torch.tensor(value) for name, value in values.items()})
+            with torch.inference_mode(False):
+                self._given = (dict(values), {name: torch.tensor(value) for name, value in values.items()})
         return self._given[1]
 
     def _remove_hooks(self) -> None:

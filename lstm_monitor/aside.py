@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache
 from threading import Thread
 from typing import Generic, TypeVar
 
@@ -32,7 +33,7 @@ class Aside(Generic[R]):
 
     def start(self, job: Callable[[], R]) -> None:
         """Begin; the training goes on meanwhile."""
-        stream = None if self.device is None else torch.cuda.Stream(self.device)
+        stream = None if self.device is None else _stream_of(self.device)
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(self.device))  # the copies that the job reads
         self._thread = Thread(target=self._run, args=(job, stream), name="lstm_monitor")
@@ -69,3 +70,9 @@ class Aside(Generic[R]):
         except BaseException as error:
             self._outcome = error
         self.seconds = time.perf_counter() - began
+
+
+@cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The same for every job: torch keeps the memory that a job took for later ones on its stream only."""
+    return torch.cuda.Stream(device)

@@ -158,5 +158,5 @@ def _own_version() -> str:
 def ranks_of(order: Tensor) -> Tensor:
     """The place ``(H,)`` of each cell in an order, 0 the first, as int16."""
     ranks = torch.empty_like(order, dtype=torch.int16)
-    ranks[order] = torch.arange(len(order), dtype=torch.int16)
+    ranks[order] = torch.arange(len(order), dtype=torch.int16, device=order.device)
     return ranks

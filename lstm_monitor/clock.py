@@ -50,8 +50,13 @@ class Clock:
         return cls(**{name: plain[name] for name in names if name in plain})
 
     def start(self) -> None:
-        """The training begins."""
+        """The training begins, or goes on."""
+        self.stop()
         self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """The training is over; until it goes on no time passes."""
+        self.trained, self._since = self._run(), None
 
     @property
     def running(self) -> bool:
@@ -75,11 +80,13 @@ class Clock:
     def continued(self) -> Iterator[None]:
         """Time the rest of the last periodic check, which was worked out beside the training meanwhile."""
         began = self._stopped = time.perf_counter()
+        self._apart = 0.0
         try:
             yield
         finally:
             self._stopped = None
             self.beside(time.perf_counter() - began)
+            self.recent[-1] -= self._apart
 
     def beside(self, seconds: float) -> None:
         """What the last periodic check took more; where the training went on meanwhile, this is the most it can be."""

@@ -128,7 +128,7 @@ def _mask_of_lengths(lengths: Tensor, batch: Any) -> Tensor:
     steps = _steps_of(batch, len(lengths))
     if int(lengths.max()) > steps:
         raise ValueError(f"lengths holds {int(lengths.max())}, but the held-out sequences have {steps} steps")
-    return torch.arange(steps) < lengths[:, None].cpu()
+    return torch.arange(steps, device="cpu") < lengths[:, None].cpu()
 
 
 def _steps_of(batch: Any, count: int) -> int:

@@ -84,7 +84,7 @@ class Memories:
 
 def first_memory(report: LayerReport, probe: Probe, step: int) -> tuple[LayerReport, LayerMemory]:
     """The report of a layer's first check with its history, and what to remember."""
-    history = RankHistory(torch.tensor([step]), ranks_of(report.ranking.order)[None])
+    history = RankHistory(torch.tensor([step], device="cpu"), ranks_of(report.ranking.order)[None])
     gain = report.metrics["sine/amplitude"].values
     memory = LayerMemory(probe, report.ranking, gain, report.ranking, report.metrics, history, tuple(seen(report)))
     return replace(report, rank_history=history), memory
@@ -107,7 +107,7 @@ def next_memory(report: LayerReport, memory: LayerMemory, step: int) -> tuple[La
 def _extended(history: RankHistory, step: int, ranking: Ranking) -> RankHistory:
     """The history with one ranking more; every second one is dropped when there are too many."""
     keep = slice(None) if len(history.steps) < MOST_RANKS else slice(None, None, 2)
-    steps = torch.cat([history.steps[keep], torch.tensor([step])])
+    steps = torch.cat([history.steps[keep], torch.tensor([step], device="cpu")])
     return RankHistory(steps, torch.cat([history.ranks[keep], ranks_of(ranking.order)[None]]))
 
 

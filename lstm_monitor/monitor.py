@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ from lstm_monitor.heldout import Forward, Run, runs_of
 from lstm_monitor.host import to_host
 from lstm_monitor.importance import assess
 from lstm_monitor.kernels.choice import forced
+from lstm_monitor.kernels.fused import release_buffers
 from lstm_monitor.layer_report import LayerReport
 from lstm_monitor.layers import find_layers
 from lstm_monitor.memory import Memories
@@ -36,7 +38,7 @@ from lstm_monitor.report import Report
 from lstm_monitor.schedule import Schedule, as_schedule
 from lstm_monitor.sharing import Sharing, first_snapshots
 from lstm_monitor.sinks import Sink, check_sinks
-from lstm_monitor.snapshots import snapshot
+from lstm_monitor.snapshots import snapshot, with_own_weights
 from lstm_monitor.studies.check import AblationCheck, loop_check, study_of_loop
 from lstm_monitor.study.study import Study
 from lstm_monitor.study.trust import trust_sentence
@@ -242,6 +244,8 @@ class LSTMMonitor:
         Not twice for the same weights. To be called by every hook: a check that was worked out meanwhile is handed on.
         """
         self.settle(wait=False)
+        if not self.clock.running:  # a loop that does not say when it begins
+            self.clock.start()
         if schedule is None or self.sharing.idle or self.checked_at == self.progress:
             return False
         is_due = False
@@ -430,7 +434,8 @@ class LSTMMonitor:
                 again = () if self.held_out is None else runs_of(model, found, self.held_out, **data)
             return assess(snaps, model, found, again, self.rank_by, select=self.output, max_steps=steps)
 
-        return first_snapshots(assessed, lambda: snapshot(model, layers=found)), tuple(map(str, found.skipped))
+        snaps = first_snapshots(assessed, partial(with_own_weights, model, found))
+        return snaps, tuple(map(str, found.skipped))
 
     def _report(self, taken: _Taken, results: _Results) -> None:
         """Compare with what is remembered, and hand the report to the sinks."""
@@ -471,8 +476,10 @@ class LSTMMonitor:
                 LOG.warning("lstm_monitor at step %s: %s", report.step, alarm)
 
     def close(self, extra_sinks: Sequence[Sink] = ()) -> None:
-        """Close the sinks, after the last check."""
+        """Close the sinks, after the last check; the clock stands until a training begins."""
         self.settle()
+        self.clock.stop()
+        release_buffers()
         with self.guard.protect("Closing the sinks"):
             if self.sharing.writes:
                 self.outlets.close(extra_sinks)

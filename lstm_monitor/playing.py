@@ -72,7 +72,7 @@ def coded(case: Case) -> Coded:
 
 
 def _code(probe: Probe, like: Tensor) -> Coded:
-    directions, way = ways_of((*probe.steps, *probe.sines))
+    directions, way = ways_of((*probe.steps, *probe.sines), like.device)
     count = len(probe.steps)
     steps, sines = (_signals(stimuli, like) for stimuli in (probe.steps, probe.sines))
     frequencies = tuple(float(sine.frequency or 0) for sine in probe.sines)
@@ -177,7 +177,7 @@ def cost_of(case: Case, mode: Mode) -> float:
 
 def flagged_share(snap: Snapshot, steps: Sequence[Stimulus], rest: Rest, thresholds: Thresholds) -> Tensor:
     """The share ``()`` of cells that most of these steps leave drifting or oscillating at the end, coupled."""
-    directions, way = ways_of(steps)
+    directions, way = ways_of(steps, snap.weights.like.device)
     signals = _signals(steps, snap.weights.like)
     hear = _hearing(snap, "coupled", directions.to(signals), rest)
     engine = engine_for(signals.device, signals.dtype)

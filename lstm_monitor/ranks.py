@@ -180,11 +180,11 @@ class Peers:
 
     def _gathered(self, head: list[int], message: bytes) -> tuple[list[list[int]], list[bytes]]:
         """The heads and the messages of all."""
-        heads = [torch.empty(len(head), dtype=torch.int64) for _ in range(self.count)]
-        distributed.all_gather(heads, torch.tensor(head), group=self._group)
+        heads = [torch.empty(len(head), dtype=torch.int64, device="cpu") for _ in range(self.count)]
+        distributed.all_gather(heads, torch.tensor(head, device="cpu"), group=self._group)
         sizes = [int(one[-1]) for one in heads]
         largest = max(sizes)
-        rows = [torch.empty(largest, dtype=torch.uint8) for _ in sizes]
+        rows = [torch.empty(largest, dtype=torch.uint8, device="cpu") for _ in sizes]
         rows[self.rank][: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else 0
         if sum(size > 0 for size in sizes) == 1:
             distributed.broadcast(rows[sizes.index(largest)], sizes.index(largest), group=self._group)
@@ -253,7 +253,7 @@ class _Pickler(pickle.Pickler):
 class _Unpickler(pickle.Unpickler):
     def persistent_load(self, kept: Any) -> Tensor:
         device, dtype, shape, raw = kept
-        host = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        host = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype, device="cpu")
         return host.reshape(shape).to(device)
 
 

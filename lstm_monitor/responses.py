@@ -143,12 +143,12 @@ def _respond_to_batch(
     record: Sequence[str],
 ) -> dict[str, Tensor]:
     signals = torch.stack([stimulus.signal for stimulus in stimuli], dim=1).to(weights.like)
-    directions, way = ways_of(stimuli)
+    directions, way = ways_of(stimuli, signals.device)
     start = tuple(part.expand(len(stimuli), *part.shape[1:]) for part in rest)
     compact = weights.from_mean(snapshot.point.mean).along(directions)
     if mode == "alone" and isinstance(snapshot.weights, LayerWeights):
         cells = cells_of(snapshot.weights, snapshot.hidden_mean, snapshot.point.mean, directions)
-        hidden, _ = engine_for(signals.device, signals.dtype).cell_trace(cells, signals, way, start)
+        hidden, _ = engine_for(signals.device, signals.dtype).cell_trace(cells, signals, way, rest)
     else:
         hidden, _ = run(compact, mode, in_ways(signals, way, directions.shape[1]), start)
     cell, gates = _traces(compact, in_ways(signals, way, directions.shape[1]), hidden, start, record)
@@ -156,8 +156,8 @@ def _respond_to_batch(
     return traces if cell is None else {**traces, "cell": cell}
 
 
-def ways_of(stimuli: Sequence[Stimulus]) -> tuple[Tensor, Tensor]:
-    """The distinct directions ``(I, D)`` of stimuli, and the number of each one's own ``(S,)``.
+def ways_of(stimuli: Sequence[Stimulus], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The distinct directions ``(I, D)`` of stimuli, and on this device the number of each one's own ``(S,)``.
 
     Rank-1 inputs in their own few coordinates are exact: ``W_ih (signal * direction) = signal * (W_ih direction)``.
     """
@@ -170,7 +170,7 @@ def ways_of(stimuli: Sequence[Stimulus]) -> tuple[Tensor, Tensor]:
         )
         directions += [mine] if d == len(directions) else []
         way.append(d)
-    return torch.stack(directions, dim=1), torch.tensor(way, device=directions[0].device)
+    return torch.stack(directions, dim=1), torch.tensor(way, device=device)
 
 
 def in_ways(signals: Tensor, way: Tensor, count: int) -> Tensor:

@@ -92,13 +92,13 @@ class Sharing:
 
 
 def first_snapshots(
-    make: Callable[[], Sequence[Snapshot]], own: Callable[[], Sequence[Snapshot]]
+    make: Callable[[], Sequence[Snapshot]], with_own: Callable[[Sequence[Snapshot]], tuple[Snapshot, ...]]
 ) -> tuple[Snapshot, ...]:
     """The first process's snapshots, in each process with its own copy of the weights: they are the same, and large.
 
     Args:
         make: takes them, with the held-out data and what the network says of the cells.
-        own: takes those of this process, without any data.
+        with_own: see `lstm_monitor.snapshots.with_own_weights`.
     """
     if processes() == 1:
         return tuple(make())
@@ -109,14 +109,11 @@ def first_snapshots(
         return [_bare(snap) for snap in whole]
 
     received = from_first(bare)
-    if whole:
-        return tuple(whole)
-    weights = {snap.key: snap.weights for snap in own()}
-    return tuple(snap if snap.weights is not None else replace(snap, weights=weights[snap.key]) for snap in received)
+    return tuple(whole) or with_own(received)
 
 
 def _bare(snap: Snapshot) -> Snapshot:
-    """Without what others have, or make themselves where they need it."""
-    is_known = isinstance(snap.weights, LayerWeights)
-    weights = cast(Any, None) if is_known else snap.weights
+    """Without what others have, or make themselves where they need it; a registered cell's code cannot be sent."""
+    none = cast(Any, None)
+    weights = none if isinstance(snap.weights, LayerWeights) else replace(snap.weights, cell=none, step=none)
     return replace(snap, weights=weights, held_out_hidden=None, held_out_gates=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from lstm_monitor.guard import Guard
@@ -69,8 +70,12 @@ class FanOut:
         self.sinks, self.guard = sorted(sinks, key=lambda sink: _kept_in(sink) is None), guard
 
     def write(self, report: Report) -> None:
-        """Hand the report to every sink; the first error is raised after all had it."""
-        self._each(lambda sink: sink.write(report))
+        """Hand the report to every sink; the first error is raised after all had it.
+
+        With its snapshots only to those that want them: most keep the last report, and the weights are large.
+        """
+        bare = replace(report, snapshots=()) if report.snapshots else report
+        self._each(lambda sink: sink.write(report if getattr(sink, "wants_snapshots", False) else bare))
 
     def close(self) -> None:
         """Close every sink; the first error is raised after all were closed."""

@@ -180,6 +180,20 @@ def freeze(layer: Layer) -> LayerWeights:
     return LayerWeights(live.kind, **copies)
 
 
+def with_own_weights(model: nn.Module, found: Layers, bare: Sequence[Snapshot]) -> tuple[Snapshot, ...]:
+    """Snapshots from another process, that came without what this one has: weights, registered cells and steps."""
+    layers = {layer.key: layer for layer in found}
+    with undisturbed(model):
+        return tuple(replace(snap, weights=_own(layers[snap.key], snap.weights)) for snap in bare)
+
+
+def _own(layer: Layer, bare: LayerWeights | CellWeights | None) -> LayerWeights | CellWeights:
+    if not isinstance(bare, CellWeights) or not isinstance(layer, CustomLayer):
+        return freeze(layer)
+    mine = copied_cell(layer.registration, layer.module, bare.input_size, str(layer.key))
+    return replace(bare, cell=mine.cell, step=mine.step)
+
+
 def _check_finite(layer: Layer, name: str, tensor: Tensor) -> None:
     if isfinite(tensor.detach().sum()):  # so is every value; a sum may overflow
         return

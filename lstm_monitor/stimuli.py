@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,26 +175,25 @@ def random_bank(point: OperatingPoint, *, count: int = 48, steps: int | None = N
         if number is not None and number < 1:
             raise ValueError(f"{name}={number} is under 1; a bank has at least one sequence of at least one step")
     length = min(steps or point.length or LEAST_HORIZON, 256)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     size = point.mean.shape[0]
     third = count // 3
-    time = torch.arange(length, dtype=torch.float64)
-    noise = torch.randn(count - 2 * third, length, size, generator=generator, dtype=torch.float64)
+    time = torch.arange(length, dtype=torch.float64, device="cpu")
+    drawn: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+    noise = torch.randn(count - 2 * third, length, size, **drawn)
     frequency = 0.5 ** (1 + 5 * _uniform(third, generator))
     phase = 2 * math.pi * _uniform(third, generator)
     sines = math.sqrt(2) * torch.sin(2 * math.pi * frequency * time + phase)
     starts = (length * _uniform(third, generator)).floor()
     steps_ = torch.where(time >= starts, 1.0, -1.0)
-    one_way = torch.cat([sines, steps_])[..., None] * torch.randn(
-        2 * third, 1, size, generator=generator, dtype=torch.float64
-    )
+    one_way = torch.cat([sines, steps_])[..., None] * torch.randn(2 * third, 1, size, **drawn)
     white = torch.cat([noise, one_way]).to(point.mean)
     inputs = point.mean + white @ _square_root(point.covariance)
     return Sequences(inputs, torch.ones_like(inputs[..., 0], dtype=torch.bool), source="random_bank")
 
 
 def _uniform(count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, 1, generator=generator, dtype=torch.float64)
+    return torch.rand(count, 1, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _square_root(covariance: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ FEW = 8
 def layer_table(layer: LayerReport) -> dict[str, Any]:
     """Columns of one layer's table, a row a cell: layer, cell, rank (0 first), score, every metric."""
     size = layer.hidden_size
-    rank = torch.empty(size, dtype=torch.long)
-    rank[layer.ranking.order] = torch.arange(size)
+    rank = torch.empty(size, dtype=torch.long, device="cpu")
+    rank[layer.ranking.order] = torch.arange(size, device="cpu")
     columns: dict[str, Any] = {"layer": [str(layer.key)] * size, "cell": list(range(size))}
     columns |= {"rank": rank.numpy(), "score": layer.ranking.scores.numpy()}
     return columns | {item.path: item.cells.numpy() for item in layer.metrics.items}

@@ -37,6 +37,17 @@ def test_one_row_a_cell(report: lm.Report) -> None:
     assert frame.sort_values("rank")["score"].is_monotonic_decreasing
 
 
+@pytest.mark.parametrize("rank_by", ["auto", "std_x_outgoing"])
+def test_a_default_device_is_none_of_its_business(x: torch.Tensor, rank_by: str) -> None:
+    """What it makes of its own is on the host or where the layer is: on the default device it would be nowhere."""
+    net = Net()
+    for held_out in (x, None):
+        expected = lm.characterize(net, held_out, horizon=16, rank_by=rank_by).to_pandas()
+        with torch.device("meta"):
+            found = lm.characterize(net, held_out, horizon=16, rank_by=rank_by)
+            assert found.to_pandas().equals(expected)
+
+
 def test_it_reads_well(report: lm.Report) -> None:
     text = repr(report)
     assert "rnn.l0: lstm, 3 features -> 12 cells" in text

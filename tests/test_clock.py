@@ -102,6 +102,32 @@ def test_a_resumed_run_goes_on_counting(time: Time) -> None:
     assert resumed.cost() == 1 / 20
 
 
+def test_what_lies_between_two_trainings_is_none(time: Time) -> None:
+    clock = Clock()
+    clock.start()
+    time.now += 10
+    clock.stop()
+    time.now += 1000
+    assert clock.elapsed() == 10
+    clock.start()
+    time.now += 5
+    clock.start()
+    assert clock.elapsed() == 15
+
+
+def test_pictures_are_not_expected_of_a_check_that_was_worked_out_meanwhile(time: Time) -> None:
+    clock, drawn = Clock(), [0.0]
+    clock.start()
+    spend(clock, time, 2, periodic=True)
+    time.now += 30
+    with clock.continued():
+        clock.beside(5)
+        with clock.writing(lambda: drawn[0]):
+            time.now += 4
+            drawn[0] += 3
+    assert (clock.spent, clock.periodic, clock.expected(), clock.pictures) == (11, 11, 8, 3)
+
+
 def test_the_state_of_an_earlier_version_is_taken(time: Time) -> None:
     assert Clock.restored({"trained": 11, "spent": 2, "periodic": 1, "last": 1}).elapsed() == 9
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import lstm_monitor as lm
+from lstm_monitor import ranks, sharing
 from lstm_monitor.custom import registry
+from lstm_monitor.layers import find_layers
 from lstm_monitor.metrics.catalog import CATALOG
+from lstm_monitor.snapshots import with_own_weights
 from tests.custom_modules import (
     GATES,
     F,
@@ -103,6 +107,21 @@ def test_groups_of_cells_that_run_alone(monkeypatch: pytest.MonkeyPatch) -> None
     whole = lm.respond(snap, steps, "alone").hidden
     monkeypatch.setattr("lstm_monitor.kernels.custom.MOST_VALUES", 2 * H * 2)
     assert torch.allclose(lm.respond(snap, steps, "alone").hidden, whole, atol=1e-6)
+
+
+def test_a_cell_goes_to_another_process_without_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the width of its inputs is known from what came: that process has no data."""
+    lm.register_cell(NormCell, step=lambda cell, x, state: step(cell, x, state), state=start)
+    model, x = Stepper(NormCell()), torch.randn(N, T, F)
+    found = find_layers(model)
+    whole = lm.snapshot(model, x, layers=found)
+    sent = ranks._packed([sharing._bare(snap) for snap in whole])
+    monkeypatch.setattr(sharing, "processes", lambda: 2)
+    monkeypatch.setattr(sharing, "from_first", lambda make: ranks._unpacked(sent))
+    (received,) = sharing.first_snapshots(lambda: (), partial(with_own_weights, model, found))
+    for mode in ("coupled", "alone"):
+        expected, got = (lm.respond(snap, lm.default_stimuli(snap)[:3], mode) for snap in (*whole, received))
+        assert torch.equal(got.hidden, expected.hidden)
 
 
 def test_layer_norm_lstm_in_train_mode_is_left_alone() -> None:

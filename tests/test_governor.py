@@ -262,3 +262,14 @@ def test_the_first_check_knows_what_a_later_one_takes() -> None:
     monitor = lm.LSTMMonitor(nn.LSTM(2, 3, batch_first=True), torch.randn(4, 6, 2), horizon=16, on_error="raise")
     monitor.check()
     assert 0 < monitor.clock.expected() < monitor.clock.spent
+
+
+def test_a_loop_that_does_not_say_when_it_begins_is_timed_from_its_first_step() -> None:
+    monitor = lm.LSTMMonitor(nn.LSTM(2, 3), horizon=16, on_error="raise")
+    assert not monitor.clock.running
+    monitor.on_train_batch_end(0)
+    assert monitor.clock.running
+    monitor.on_epoch_end(0)
+    monitor.on_train_end()
+    assert not monitor.clock.running
+    assert monitor.clock.elapsed() == monitor.clock.elapsed() > 0

@@ -1,6 +1,9 @@
 """Sinks: in memory, and several as one."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 import lstm_monitor as lm
 from lstm_monitor.sinks import FanOut
@@ -46,6 +49,16 @@ def test_one_that_fails_does_not_keep_a_report_from_the_others() -> None:
     assert before.reports == after.reports == [REPORT]
     assert before.closed
     assert after.closed
+
+
+class Wanting(lm.MemorySink):
+    wants_snapshots = True
+
+
+def test_weights_go_only_to_those_that_want_them() -> None:
+    wanting, other = Wanting(), lm.MemorySink()
+    FanOut([wanting, other]).write(replace(REPORT, snapshots=lm.snapshot(torch.nn.GRU(2, 3))))
+    assert [len(sink.reports[0].snapshots) for sink in (wanting, other)] == [1, 0]
 
 
 @pytest.mark.parametrize("wrong", ["runs", ["x"], [lm.MemorySink], lm.MemorySink(), 3])

@@ -110,7 +110,10 @@ class Engine(Protocol):
         """As in ``LSTM_MONITOR_ENGINE``."""
 
     def cell_trace(self, cells: Cells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
-        """Cells alone: ``hidden (T, S, H)`` on ``signals (T, S)`` along the directions ``way (S,)``; the last state."""
+        """Cells alone from ``state``, each part ``(1, H)``: ``hidden (T, S, H)`` on ``signals (T, S)``; the last state.
+
+        ``way (S,)``: the direction of each signal.
+        """
 
     def cell_facts(self, cells: Cells, score: Score, state: State, initial: Tensor, thresholds: Thresholds) -> Played:
         """Cells alone from ``state``, each part ``(1, H)``, without their responses; ``initial (H,)`` before it."""

@@ -10,6 +10,7 @@ import torch
 
 from lstm_monitor.guard import LOG
 from lstm_monitor.host import to_host
+from lstm_monitor.kernels.fused import release_buffers
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -53,7 +54,7 @@ def with_less(play: Callable[[int], R], at_once: int) -> R:
     except RuntimeError as error:
         if not is_out_of_memory(error) or at_once == 1:
             raise
-    torch.cuda.empty_cache()  # not above: as long as it is handled, the error holds what was allocated
+    _give_back()  # not above: as long as it is handled, the error holds what was allocated
     return play(at_once // 2)
 
 
@@ -67,9 +68,14 @@ def or_on_host(compute: Callable[[T], R], record: T) -> R:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    torch.cuda.empty_cache()
+    _give_back()
     _tell()
     return compute(to_host(record))
+
+
+def _give_back() -> None:
+    release_buffers()
+    torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -108,6 +108,7 @@ def _harmonics(frequency: float, steps: int) -> int:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be part of a graph later
 def _projection(
     frequency: float, start: int, steps: int, harmonics: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -115,7 +116,7 @@ def _projection(
 
     The input sine has mean 0, mean square 1 over the whole window, and is over the number of steps.
     """
-    time = torch.arange(start, start + steps, dtype=torch.float64)
+    time = torch.arange(start, start + steps, dtype=torch.float64, device="cpu")
     angles = [2 * math.pi * frequency * order * time for order in range(1, harmonics + 1)]
     waves = [wave for angle in angles for wave in (torch.sin(angle), torch.cos(angle))]
     fitted = torch.linalg.pinv(torch.stack([torch.ones_like(time), *waves], dim=1))[1:]

@@ -109,10 +109,10 @@ def _draw(target: _Target, mask: Tensor | None, number: int, generator: torch.Ge
     rows = 1 if target.axis is None else target.rows
     for place in range(min(target.size, number)):
         if target.size <= number:
-            values = torch.zeros(rows, target.size)
+            values = torch.zeros(rows, target.size, device="cpu")
             values[:, place] = 1
         else:
-            values = torch.randint(0, 2, (rows, target.size), generator=generator) * 2.0 - 1
+            values = torch.randint(0, 2, (rows, target.size), generator=generator, device="cpu") * 2.0 - 1
         yield _in_place(values, target, mask)
 
 

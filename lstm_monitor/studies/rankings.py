@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lstm_monitor.characterization import examine
 from lstm_monitor.effects.removal import removal_order
+from lstm_monitor.host import to_host
 from lstm_monitor.importance import assess, greedy_scores
 from lstm_monitor.ranking import GREEDY, MEASURED, rank, ranked
 from lstm_monitor.reasons import Thresholds
@@ -57,7 +58,7 @@ def _named(
     except (ValueError, TypeError, RuntimeError) as error:
         bench.notes.append(f"ranking {name!r} could not be made: {error}")
         return {}
-    for snap in asked:
+    for snap in to_host(tuple(asked)):  # where the metrics are
         try:
             found[snap.key] = rank(snap, metrics()[snap.key], name)
         except ValueError as error:  # not a metric of this kind of layer

@@ -239,6 +239,14 @@ def test_a_monitored_value_is_there_from_the_start(ours: dict[str, Any], sanity:
     assert runner.current_epoch == 2
 
 
+def test_a_value_given_in_validation_can_take_part_in_a_loss() -> None:
+    with torch.inference_mode():  # as the Trainer validates
+        (value,) = callback(LIGHTNING)._as_tensors({TIME: 2.0}).values()
+    weight = torch.ones((), requires_grad=True)
+    (weight * value).backward()
+    assert weight.grad == 2
+
+
 def test_a_scheduler_of_learning_rates_monitors_our_value(tmp_path: Path) -> None:
     model = modules(LIGHTNING).Plain()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

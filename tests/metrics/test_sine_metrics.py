@@ -361,3 +361,12 @@ def test_no_time_steps_are_an_error(shape: tuple[int, ...]) -> None:
         metrics.amplitude(torch.ones(shape), 0.1)
     with pytest.raises(ValueError, match="y has shape"):
         metrics.dominant_frequency(torch.ones(shape))
+
+
+def test_a_metric_found_in_inference_mode_can_be_learnt_from_later() -> None:
+    y = torch.sin(2 * math.pi * torch.arange(76.0) / 19)
+    with torch.inference_mode():
+        metrics.amplitude(y, 1 / 19)
+    scale = torch.ones((), requires_grad=True)
+    metrics.amplitude(scale * y, 1 / 19).backward()
+    assert scale.grad == pytest.approx(1, abs=1e-5)
