@@ -56,7 +56,8 @@ def run_words(run: Course) -> str:
     spans = [("step", span(run.steps)), ("epoch", span(run.epochs))]
     parts = [checks, *(f"{noun}{'s' if ' ' in found else ''} {found}" for noun, found in spans if found)]
     cost = run.costs[-1]
-    parts += [] if cost is None or cost != cost else [f"monitoring cost {100 * cost:.3g}% of the training"]
+    if cost is not None and cost == cost:
+        parts.append(f"monitoring cost {f'{cost:.3g} times' if cost >= 1 else f'{100 * cost:.2g}% of'} the training")
     return f"{run.name or 'run'}: {', '.join(parts)}"
 
 
