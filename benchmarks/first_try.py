@@ -94,30 +94,26 @@ def characterize(model: nn.Module, held_out: torch.Tensor, steps: int, sine_step
             for hidden in (coupled, [_alone(rnn, k, signal) for k in range(rnn.hidden_size)]):
                 measured = [step_metrics(y, 0.0) if frequency is None else sine_metrics(y, frequency) for y in hidden]
                 found["responses"].append(measured)
-    hidden, gates = unrolled(rnn, held_out)
+    states, opened = unrolled(rnn, held_out)
+    hidden, gates = torch.stack(states, 1), torch.stack(opened, 1)
     found["activity"] = [activity_metrics(hidden[:, :, k].detach().numpy()) for k in range(rnn.hidden_size)]
     found["saturation"] = [float(((gate < 0.05) | (gate > 0.95)).float().mean()) for gate in gates.unbind(-1)]
     found["ranking"] = sensitivity(network, held_out)
     return found
 
 
-def unrolled(rnn: nn.LSTM, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``hidden (N, T, H)`` and the gates ``(N, T, 4 H)``, step by step."""
+def unrolled(rnn: nn.LSTM, inputs: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Step by step: the hidden states, each ``(N, H)``, and the gates, ``(N, 4 H)``."""
     h = c = torch.zeros(len(inputs), rnn.hidden_size)
     states, gates = [], []
     for x in inputs.unbind(1):
-        z = (
-            x @ rnn.get_parameter("weight_ih_l0").T
-            + rnn.get_parameter("bias_ih_l0")
-            + h @ rnn.get_parameter("weight_hh_l0").T
-            + rnn.get_parameter("bias_hh_l0")
-        )
-        i, f, g, o = z.chunk(4, -1)
+        z = x @ rnn.get_parameter("weight_ih_l0").T + rnn.get_parameter("bias_ih_l0")
+        i, f, g, o = (z + h @ rnn.get_parameter("weight_hh_l0").T + rnn.get_parameter("bias_hh_l0")).chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
         states.append(h)
         gates.append(torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], -1))
-    return torch.stack(states, 1), torch.stack(gates, 1)
+    return states, gates
 
 
 def activity_metrics(y: Array) -> dict[str, float]:
@@ -134,20 +130,9 @@ def sensitivity(network: nn.Module, inputs: torch.Tensor, vectors: int = 8) -> l
     head: nn.Linear = network.head  # type: ignore[assignment]
     generator, squares = torch.Generator().manual_seed(0), []
     for _ in range(vectors):
-        h = c = torch.zeros(len(inputs), rnn.hidden_size)
-        states = []
-        for x in inputs.unbind(1):
-            z = (
-                x @ rnn.get_parameter("weight_ih_l0").T
-                + rnn.get_parameter("bias_ih_l0")
-                + h @ rnn.get_parameter("weight_hh_l0").T
-                + rnn.get_parameter("bias_hh_l0")
-            )
-            i, f, g, o = z.chunk(4, -1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-            h.retain_grad()
-            states.append(h)
+        states, _ = unrolled(rnn, inputs)
+        for state in states:
+            state.retain_grad()
         output = head(states[-1])
         signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1
         (output * signs).sum().backward()
