@@ -25,7 +25,8 @@ from lstm_monitor import (
     snapshot,
     step,
 )
-from lstm_monitor.kernels.alone import decouple, dense, run_alone
+from lstm_monitor.kernels.alone import run_alone
+from lstm_monitor.kernels.cells import decouple, dense
 from lstm_monitor.kernels.fused import run_fused
 from lstm_monitor.kernels.gates import cell_of, gates_of
 from lstm_monitor.kernels.loop import run_loop

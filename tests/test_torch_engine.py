@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lstm_monitor import Thresholds
 from lstm_monitor.kernels import alone, streaming, trace_facts
-from lstm_monitor.kernels.alone import LoneWeights, decouple, dense, run_alone
-from lstm_monitor.kernels.cells import Cells, cells_in
+from lstm_monitor.kernels.alone import run_alone
+from lstm_monitor.kernels.cells import Cells, LoneWeights, cells_in, decouple, dense
 from lstm_monitor.kernels.facts import Played, Score, SineFacts, StepFacts
 from lstm_monitor.kernels.fused import State, run_fused
 from lstm_monitor.kernels.loop import run_loop

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lstm_monitor.kernels.cells import Cells, cells_in
+from lstm_monitor.kernels.cells import Cells, LoneWeights, cells_in, cells_in_layer, dense
 from lstm_monitor.kernels.elementwise import Driven, is_still, scan, scan_inputs
 from lstm_monitor.kernels.fused import State, run_fused
-from lstm_monitor.records import GATES, LayerWeights
+from lstm_monitor.records import LayerWeights
 
 GROUP = 64
 FEW = 2560
 """Sequences times cells up to which the fused op is faster for LSTM: a step's calls cost more than its arithmetic."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LoneWeights(LayerWeights):
-    """A layer of cells that do not hear each other: ``weight_hh (G*H, 1)`` holds each cell's own recurrence."""
-
-    @property
-    def hidden_size(self) -> int:
-        """H, the number of cells."""
-        return len(self.weight_hh) // len(GATES[self.kind])
-
-
-def decouple(weights: LayerWeights, hidden_mean: Tensor) -> LoneWeights:
-    """The same cells with only their own recurrence; that of the others, at ``hidden_mean (H,)``, in the bias."""
-    own = weights.weight_hh.unflatten(0, (-1, weights.hidden_size)).diagonal(dim1=1, dim2=2)
-    frozen = weights.weight_hh @ hidden_mean - (own * hidden_mean).flatten()
-    bias = weights.bias_hh + frozen
-    return LoneWeights(weights.kind, weights.weight_ih, own.reshape(-1, 1), weights.bias_ih, bias, weights.weight_hr)
-
-
-def dense(weights: LayerWeights) -> LayerWeights:
-    """The layer with its whole recurrent matrix ``(G*H, H)``, mostly zeros if its cells are alone."""
-    if not isinstance(weights, LoneWeights):
-        return weights
-    matrix = torch.diag_embed(weights.weight_hh.view(-1, weights.hidden_size)).flatten(0, 1)
-    return LayerWeights(weights.kind, weights.weight_ih, matrix, weights.bias_ih, weights.bias_hh, weights.weight_hr)
 
 
 def run_alone(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tensor, State]:
@@ -49,7 +21,7 @@ def run_alone(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tens
 
     Returns ``hidden (T, N, H)`` and the state at the end.
     """
-    cells = _cells(weights)
+    cells = cells_in_layer(weights)
     if _few(cells, inputs.shape[1]):
         return _run_groups(cells, inputs, state)
     hidden = inputs.new_empty(*inputs.shape[:2], cells.hidden_size)
@@ -88,14 +60,3 @@ def _layer(cells: Cells) -> LayerWeights:
     """Cells of an LSTM as a layer that reads along their directions."""
     drive, own, bias = cells.drive.flatten(1).T, cells.own.reshape(-1, 1), cells.bias.flatten()
     return dense(LoneWeights(cells.kind, drive, own, bias, torch.zeros_like(bias)))
-
-
-def _cells(weights: LayerWeights) -> Cells:
-    """The cells of a layer, each feature a direction."""
-    own, drive, given, heard = (
-        tensor.unflatten(-1, (-1, weights.hidden_size))
-        for tensor in (weights.weight_hh[:, 0], weights.weight_ih.T, weights.bias_ih, weights.bias_hh)
-    )
-    if weights.kind != "gru":
-        return Cells(weights.kind, own, given + heard, None, drive)
-    return Cells(weights.kind, own, torch.cat([given[:2] + heard[:2], given[2:]]), heard[2], drive)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lstm_monitor.records import Kind, LayerWeights
+from lstm_monitor.records import GATES, Kind, LayerWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,22 +34,49 @@ class Cells:
         return self.own.shape[-1]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class LoneWeights(LayerWeights):
+    """A layer of cells that do not hear each other: ``weight_hh (G*H, 1)`` holds each cell's own recurrence."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the number of cells."""
+        return len(self.weight_hh) // len(GATES[self.kind])
+
+
+def decouple(weights: LayerWeights, hidden_mean: Tensor) -> LoneWeights:
+    """The same cells with only their own recurrence; that of the others, at ``hidden_mean (H,)``, in the bias."""
+    own = weights.weight_hh.unflatten(0, (-1, weights.hidden_size)).diagonal(dim1=1, dim2=2)
+    frozen = weights.weight_hh @ hidden_mean - (own * hidden_mean).flatten()
+    bias = weights.bias_hh + frozen
+    return LoneWeights(weights.kind, weights.weight_ih, own.reshape(-1, 1), weights.bias_ih, bias, weights.weight_hr)
+
+
+def dense(weights: LayerWeights) -> LayerWeights:
+    """The layer with its whole recurrent matrix ``(G*H, H)``, mostly zeros if its cells are alone."""
+    if not isinstance(weights, LoneWeights):
+        return weights
+    matrix = torch.diag_embed(weights.weight_hh.view(-1, weights.hidden_size)).flatten(0, 1)
+    return LayerWeights(weights.kind, weights.weight_ih, matrix, weights.bias_ih, weights.bias_hh, weights.weight_hr)
+
+
 def cells_of(weights: LayerWeights, hidden_mean: Tensor, mean: Tensor, directions: Tensor) -> Cells:
     """A layer's cells alone, around the inputs' ``mean (I,)``, for inputs along ``directions (I, D)``.
 
     What a cell receives from the others is frozen at ``hidden_mean (H,)``. Nothing of the size ``(H, H)`` is made.
     """
-    size = weights.hidden_size
-    blocks = weights.weight_hh.unflatten(0, (-1, size))
-    own = torch.diagonal(blocks, dim1=1, dim2=2)
-    frozen = (weights.weight_hh @ hidden_mean).unflatten(0, (-1, size)) - own * hidden_mean
-    recurrent = weights.bias_hh.unflatten(0, (-1, size)) + frozen
-    bias = (weights.bias_ih + weights.weight_ih @ mean.to(weights.like)).unflatten(0, (-1, size))
-    drive = (weights.weight_ih @ directions.to(weights.like)).T.unflatten(1, (-1, size))
-    inner = recurrent[2] if weights.kind == "gru" else None
-    if inner is not None:
-        recurrent = torch.cat([recurrent[:2], torch.zeros_like(recurrent[2:])])
-    return Cells(weights.kind, own.contiguous(), bias + recurrent, inner, drive.contiguous())
+    return cells_in_layer(decouple(weights, hidden_mean).from_mean(mean).along(directions))
+
+
+def cells_in_layer(weights: LayerWeights) -> Cells:
+    """The cells of a layer, each feature a direction."""
+    own, drive, given, heard = (
+        tensor.unflatten(-1, (-1, weights.hidden_size)).contiguous()
+        for tensor in (weights.weight_hh[:, 0], weights.weight_ih.T, weights.bias_ih, weights.bias_hh)
+    )
+    if weights.kind != "gru":
+        return Cells(weights.kind, own, given + heard, None, drive)
+    return Cells(weights.kind, own, torch.cat([given[:2] + heard[:2], given[2:]]), heard[2], drive)
 
 
 def cells_in(cells: Cells, part: slice) -> Cells:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from lstm_monitor.kernels import fused
-from lstm_monitor.kernels.alone import decouple, run_alone
+from lstm_monitor.kernels.alone import run_alone
+from lstm_monitor.kernels.cells import decouple
 from lstm_monitor.kernels.choice import forced
 from lstm_monitor.kernels.custom import run_cell, start_state
 from lstm_monitor.kernels.fused import State, run_fused

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lstm_monitor.kernels.alone import dense
+from lstm_monitor.kernels.cells import dense
 from lstm_monitor.kernels.fused import State
 from lstm_monitor.records import LayerWeights
 
