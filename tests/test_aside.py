@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import lstm_monitor as lm
-from lstm_monitor import monitor as module
+from lstm_monitor import checking as module
 from lstm_monitor.aside import Aside
 from lstm_monitor.undisturbed import beside, is_exact, undisturbed
 from tests import trainings

@@ -123,7 +123,7 @@ def planted_fault(bench: Bench) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("planted")
 
-    bench.monkeypatch.setattr("lstm_monitor.monitor.examine", fail)
+    bench.monkeypatch.setattr("lstm_monitor.checking.examine", fail)
     ours = bench.make(on_error="warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

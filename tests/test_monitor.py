@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import lstm_monitor as lm
-from lstm_monitor import characterization
-from lstm_monitor import monitor as monitoring
+from lstm_monitor import characterization, checking
 
 HORIZON = 32
 
@@ -299,7 +298,7 @@ def test_an_exception_inside_the_block_closes_the_sinks_and_is_passed_on(error: 
 
 def test_a_fault_is_one_warning_and_the_monitor_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor, sink = watch(model(), on_error="warn", every_n_steps=1)
-    monkeypatch.setattr(monitoring, "examine", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(checking, "examine", lambda *args, **kwargs: 1 / 0)
     with pytest.warns(lm.MonitorWarning, match="rests from now on.*ZeroDivisionError") as caught:
         assert run(monitor) is None
     assert len(caught) == 1

@@ -95,9 +95,9 @@ PATCHED = (
     "recordings.Recorder.recordings",
     "recordings._as_run",
     "recordings._join",
-    "monitor.find_layers",
-    "monitor.snapshot",
-    "monitor.examine",
+    "checking.find_layers",
+    "checking.snapshot",
+    "checking.examine",
     "memory.first_memory",
     "memory.next_memory",
     "monitor.LSTMMonitor.due",
@@ -176,7 +176,7 @@ def test_the_same_fault_is_raised_where_that_is_asked_for(
 def test_python_warnings_turned_into_errors_end_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, untouched: dict[str, Any]
 ) -> None:
-    plant("monitor.examine", monkeypatch)
+    plant("checking.examine", monkeypatch)
     warnings.simplefilter("error", lm.MonitorWarning)  # pytest puts the filters back
     with caplog.at_level(logging.ERROR, "lstm_monitor"):
         found = train(tmp_path, callback(LIGHTNING, on_error="warn"))

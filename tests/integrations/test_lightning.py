@@ -331,7 +331,7 @@ def test_a_monitor_that_rests_does_not_end_a_training_that_watches_it(
             raise OSError("no space left")
         return examine(*args, **kwargs)
 
-    monkeypatch.setattr("lstm_monitor.monitor.examine", once)
+    monkeypatch.setattr("lstm_monitor.checking.examine", once)
     stopping = import_module(f"{LIGHTNING}.callbacks").EarlyStopping(RESPONSE, patience=1, mode="min")
     with pytest.warns(lm.MonitorWarning):
         runner = fit(tmp_path, callback(LIGHTNING, on_error="warn"), stopping, max_epochs=6)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lstm_monitor as lm
-from lstm_monitor import monitor as monitor_module
+from lstm_monitor import checking as monitor_module
 from tests import trainings
 from tests.trainings import PACKAGES, Endless, callback, differences, loader, modules, seed_all, sequences, trace
 
