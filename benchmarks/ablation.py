@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lstm_monitor.effects.batching import SIZE
-from lstm_monitor.effects.curves import counts_to_try, curve, scale_of
-from lstm_monitor.effects.estimates import estimate, spearman
-from lstm_monitor.effects.racing import race
-from lstm_monitor.effects.rig import Rig
-from lstm_monitor.effects.singles import singles
-from lstm_monitor.heldout import Run, runs_of
-from lstm_monitor.layers import find_layers
-from lstm_monitor.records import LayerKey
-from lstm_monitor.sensitivity.scores import loss_changes, output_changes
-from lstm_monitor.undisturbed import undisturbed
+from lstm_monitor.core.terms import LayerKey
+from lstm_monitor.core.undisturbed import undisturbed
+from lstm_monitor.importance.removal.curves import counts_to_try, curve, scale_of
+from lstm_monitor.importance.removal.estimates import estimate, spearman
+from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.racing import race
+from lstm_monitor.importance.removal.single_cells import singles
+from lstm_monitor.importance.sensitivity.scores import loss_changes, output_changes
+from lstm_monitor.layers.finding import find_layers
+from lstm_monitor.snapshots.batching import SIZE
+from lstm_monitor.snapshots.runs import Run, runs_of
 
 KEY = LayerKey("rnn")
 TENTH = 10

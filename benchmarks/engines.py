@@ -22,12 +22,13 @@ from timing import interleaved, milliseconds, ratio, seconds, table
 from torch import Tensor, nn
 
 import lstm_monitor as lm
-from lstm_monitor.kernels.cells import Cells, cells_of
-from lstm_monitor.kernels.choice import engine_for
-from lstm_monitor.kernels.facts import Engine, Score
-from lstm_monitor.kernels.fused import run_fused, zero_state
-from lstm_monitor.reasons import Thresholds
-from lstm_monitor.records import LayerWeights, Snapshot
+from lstm_monitor.core.definitions import Thresholds
+from lstm_monitor.core.records import Snapshot
+from lstm_monitor.core.weights import LayerWeights
+from lstm_monitor.engines.choice import engine_for
+from lstm_monitor.engines.facts import Engine, Score
+from lstm_monitor.engines.fused import run_fused, zero_state
+from lstm_monitor.engines.lone_cells import Cells, cells_of
 
 STEPS, SINES = 11, (64, 32, 16, 8, 4)
 STIMULI = STEPS + len(SINES)

@@ -18,13 +18,13 @@ from engines import DIRECTIONS, Work, coupled, decoupled, fused, work
 from timing import table
 from torch import Tensor
 
-from lstm_monitor.kernels.cells import Cells
-from lstm_monitor.kernels.facts import StepFacts
-from lstm_monitor.kernels.fused import zero_state
-from lstm_monitor.kernels.torch_engine import ENGINE as TORCH
-from lstm_monitor.kernels.triton_engine import ENGINE
-from lstm_monitor.reasons import Thresholds
-from lstm_monitor.records import GATES, Kind
+from lstm_monitor.core.definitions import Thresholds
+from lstm_monitor.core.terms import GATES, Kind
+from lstm_monitor.engines.facts import StepFacts
+from lstm_monitor.engines.fused import zero_state
+from lstm_monitor.engines.lone_cells import Cells
+from lstm_monitor.engines.torch_engine.engine import ENGINE as TORCH
+from lstm_monitor.engines.triton_engine.engine import ENGINE
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -15,12 +15,12 @@ from timing import milliseconds, ratio, seconds, table
 from torch import distributed, nn
 
 import lstm_monitor as lm
-from lstm_monitor import ranks
 from lstm_monitor.characterization import examine
-from lstm_monitor.importance import assess
-from lstm_monitor.layers import find_layers
-from lstm_monitor.reasons import Thresholds
-from lstm_monitor.snapshots import snapshot
+from lstm_monitor.core import distributed as core_distributed
+from lstm_monitor.core.definitions import Thresholds
+from lstm_monitor.importance.scoring import assess
+from lstm_monitor.layers.finding import find_layers
+from lstm_monitor.snapshots.taking import snapshot
 
 COUNT = 2
 REPEATS = {"check": 9, "study": 3, "meeting": 30}
@@ -60,7 +60,7 @@ def study(cells: int) -> Callable[[], object]:
 
 def nothing() -> Callable[[], object]:
     """A meeting of which each has a number to say."""
-    return lambda: ranks.from_each(lambda: 1.0)
+    return lambda: core_distributed.from_each(lambda: 1.0)
 
 
 WORK: dict[str, tuple[str, Callable[[], Callable[[], object]]]] = {
@@ -75,13 +75,13 @@ WORK: dict[str, tuple[str, Callable[[], Callable[[], object]]]] = {
 def sent() -> Callable[[], int]:
     """Counts what this process tells the others; what is returned gives the bytes so far."""
     total = [0]
-    plain = ranks.Peers._gathered
+    plain = core_distributed.Peers._gathered
 
-    def counting(self: ranks.Peers, head: list[int], message: bytes) -> tuple[list[list[int]], list[bytes]]:
+    def counting(self: core_distributed.Peers, head: list[int], message: bytes) -> tuple[list[list[int]], list[bytes]]:
         total[0] += len(message)
         return plain(self, head, message)
 
-    ranks.Peers._gathered = counting  # type: ignore[method-assign]
+    core_distributed.Peers._gathered = counting  # type: ignore[method-assign]
     return lambda: total[0]
 
 
@@ -89,12 +89,12 @@ def timed(rank: int, act: Callable[[], object], repeats: int, told: Callable[[],
     """`act` alone and together, in turn, after one turn that does not count."""
 
     def together() -> None:
-        with ranks.together():
+        with core_distributed.together():
             act()
 
     def alone() -> float:
-        with ranks.together():
-            return ranks.from_first(lambda: seconds(act))  # the other one waits
+        with core_distributed.together():
+            return core_distributed.from_first(lambda: seconds(act))  # the other one waits
 
     turns: list[tuple[float, float]] = []
     before = 0

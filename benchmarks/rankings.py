@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import lstm_monitor as lm
-from lstm_monitor.ranking import ranking_names
+from lstm_monitor.importance.ranking import ranking_names
 
 LAYER = "rnn.l0"
 NAMED = ("auto", "output_sensitivity", "uncentred_sensitivity", "std_x_outgoing", "measured", "greedy")

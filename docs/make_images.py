@@ -28,9 +28,9 @@ from tensorboard import program
 from torch.utils.data import DataLoader
 
 from lstm_monitor import Report, ablation_study, capacity_study
-from lstm_monitor.command.main import main as command_line
-from lstm_monitor.figures import as_png
+from lstm_monitor.cli.main import main as command_line
 from lstm_monitor.integrations import LSTMMonitorCallback
+from lstm_monitor.report.canvas import as_png
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lstm_monitor.report import documented_keys
+from lstm_monitor.report.keys import documented_keys
 
 HEAD = """# Logged keys
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lstm_monitor.errors import require
+from lstm_monitor.core.errors import require
 
 if TYPE_CHECKING:
     from lstm_monitor.integrations.fastai_callback import FastaiLSTMMonitor as FastaiLSTMMonitor
     from lstm_monitor.integrations.huggingface_callback import HuggingFaceLSTMMonitor as HuggingFaceLSTMMonitor
     from lstm_monitor.integrations.ignite_handler import IgniteLSTMMonitor as IgniteLSTMMonitor
-    from lstm_monitor.integrations.keras_callback import KerasLSTMMonitor as KerasLSTMMonitor
-    from lstm_monitor.integrations.lightning_callback import LSTMMonitorCallback as LSTMMonitorCallback
+    from lstm_monitor.integrations.keras_callback.callback import KerasLSTMMonitor as KerasLSTMMonitor
+    from lstm_monitor.integrations.lightning_callback.of_lightning import LSTMMonitorCallback as LSTMMonitorCallback
     from lstm_monitor.integrations.sb3_callback import SB3LSTMMonitor as SB3LSTMMonitor
     from lstm_monitor.integrations.skorch_callback import SkorchLSTMMonitor as SkorchLSTMMonitor
-    from lstm_monitor.integrations.tensorboard_sink import TensorBoardSink as TensorBoardSink
-    from lstm_monitor.integrations.wandb_sink import WandbSink as WandbSink
+    from lstm_monitor.integrations.tensorboard_sink.sink import TensorBoardSink as TensorBoardSink
+    from lstm_monitor.integrations.wandb_sink.sink import WandbSink as WandbSink
 
 _MODULES = {
     "FastaiLSTMMonitor": "fastai_callback",
     "HuggingFaceLSTMMonitor": "huggingface_callback",
     "IgniteLSTMMonitor": "ignite_handler",
-    "KerasLSTMMonitor": "keras_callback",
-    "LSTMMonitorCallback": "_lightning_class",
+    "KerasLSTMMonitor": "keras_callback.callback",
+    "LSTMMonitorCallback": "lightning_callback.choice",
     "SB3LSTMMonitor": "sb3_callback",
     "SkorchLSTMMonitor": "skorch_callback",
-    "TensorBoardSink": "tensorboard_sink",
-    "WandbSink": "wandb_sink",
+    "TensorBoardSink": "tensorboard_sink.sink",
+    "WandbSink": "wandb_sink.sink",
 }
 _NEEDED = {  # by adapters that are classes of the library's own: the library, and the extra that installs it
     "FastaiLSTMMonitor": ("fastai", "fastai"),

@@ -1,4 +1,4 @@
-"""When a sink draws its pictures, and the pictures of a report as pixels."""
+"""When a sink draws its pictures, a report's pictures as pixels, and its cells counted into bins."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_monitor import figures
-from lstm_monitor.report import Report
-from lstm_monitor.sinks import check_pictures_every
+from lstm_monitor.metrics.distributions import Values
+from lstm_monitor.report import canvas
+from lstm_monitor.report.report import Report
+from lstm_monitor.report.sinks import check_pictures_every
 
 Draw = Callable[[Report], None]
 
@@ -56,9 +57,17 @@ def drawn(report: Report) -> dict[str, NDArray[np.uint8]]:
     """Every picture of a report by its key, as pixels ``(height, width, 3)``; none where matplotlib is missing."""
     if not has_matplotlib():
         return {}
-    return {name: figures.as_pixels(figure) for name, figure in report.pictures().items()}
+    return {name: canvas.as_pixels(figure) for name, figure in report.pictures().items()}
 
 
 def has_matplotlib() -> bool:
     """Whether pictures can be drawn."""
     return find_spec("matplotlib") is not None
+
+
+def counted(values: Values, bins: int) -> tuple[NDArray[np.int64], Values]:
+    """How many of finite, ascending ``values (N,)``, N > 0, lie in each of equal bins: counts ``(bins,)``, edges."""
+    low, high = float(values[0]), float(values[-1])
+    margin = 1e-9 + 1e-6 * max(abs(low), abs(high))
+    counts, edges = np.histogram(values, bins=bins, range=(low - margin, high + margin))
+    return counts, edges

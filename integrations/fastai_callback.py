@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
-from lstm_monitor.integrations._hosted import Hosted
+from lstm_monitor.integrations._trainer_callback import Hosted
 
 
 class FastaiLSTMMonitor(Hosted, Callback):  # type: ignore[misc]  # fastai has no types

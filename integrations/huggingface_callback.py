@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lstm_monitor.integrations._hosted import Hosted, MonitorOptions
-from lstm_monitor.outputs import output_tensor
-from lstm_monitor.report import PREFIX, Report
+from lstm_monitor.integrations._trainer_callback import Hosted, MonitorOptions
+from lstm_monitor.report.keys import PREFIX
+from lstm_monitor.report.report import Report
+from lstm_monitor.snapshots.outputs import output_tensor
 
 
 class HuggingFaceLSTMMonitor(Hosted, TrainerCallback):

@@ -6,8 +6,8 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import nn
 
-from lstm_monitor.integrations._hosted import Hosted
-from lstm_monitor.report import Report
+from lstm_monitor.integrations._trainer_callback import Hosted
+from lstm_monitor.report.report import Report
 
 
 class IgniteLSTMMonitor(Hosted):

@@ -10,10 +10,10 @@ from skorch.callbacks import Callback
 from skorch.dataset import unpack_data
 from torch.utils.data import DataLoader
 
-from lstm_monitor.integrations._hosted import Hosted, MonitorOptions
-from lstm_monitor.monitor import LSTMMonitor
-from lstm_monitor.report import PREFIX
-from lstm_monitor.undisturbed import random_states
+from lstm_monitor.core.undisturbed import random_states
+from lstm_monitor.integrations._trainer_callback import Hosted, MonitorOptions
+from lstm_monitor.monitor.monitor import LSTMMonitor
+from lstm_monitor.report.keys import PREFIX
 
 SEQUENCES = 64
 

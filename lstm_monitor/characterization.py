@@ -1,29 +1,46 @@
-"""Snapshot, respond, measure and rank in one call."""
+"""Find, snapshot, respond, measure and rank in one call: the whole pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lstm_monitor.errors import unknown
-from lstm_monitor.examination import design_probe as design_probe
-from lstm_monitor.examination import examine as examine
-from lstm_monitor.heldout import Forward, runs_of
-from lstm_monitor.importance import assess
-from lstm_monitor.kernels.choice import forced
-from lstm_monitor.layers import find_layers
-from lstm_monitor.outputs import Select
-from lstm_monitor.ranking import OF_THE_NETWORK, check_ranking_name
-from lstm_monitor.reasons import Thresholds
-from lstm_monitor.records import LayerKey, Probe, Snapshot
-from lstm_monitor.report import Report
-from lstm_monitor.snapshots import snapshot
+from lstm_monitor.core.definitions import Thresholds
+from lstm_monitor.core.distributed import shared
+from lstm_monitor.core.errors import unknown
+from lstm_monitor.core.records import Metrics, Probe, Snapshot, Trace
+from lstm_monitor.core.terms import LayerKey
+from lstm_monitor.core.trees import to_host
+from lstm_monitor.core.undisturbed import undisturbed
+from lstm_monitor.engines.batch_size import or_on_host
+from lstm_monitor.engines.choice import forced
+from lstm_monitor.importance.ranking import OF_THE_NETWORK, check_ranking_name, rank
+from lstm_monitor.importance.scoring import assess
+from lstm_monitor.layers.finding import find_layers
+from lstm_monitor.report.layer_report import LayerReport
+from lstm_monitor.report.report import Report, versions
+from lstm_monitor.responses.probe_design import probes_for
+from lstm_monitor.responses.probing import (
+    Case,
+    Heard,
+    cost_of,
+    held_out_cost,
+    held_out_metrics,
+    measured,
+    play_alone,
+    play_traces,
+    together,
+)
+from lstm_monitor.snapshots.held_out import Forward
+from lstm_monitor.snapshots.outputs import Select
+from lstm_monitor.snapshots.runs import runs_of
+from lstm_monitor.snapshots.taking import snapshot
 
 
 def characterize(  # noqa: PLR0913  # one argument for each thing that a user may choose
@@ -141,22 +158,61 @@ def check_steps(held_out_steps: int) -> int:
     return held_out_steps
 
 
-def versions() -> dict[str, str]:
-    """The versions that a report was made with."""
-    return {"torch": str(torch.__version__), "lstm_monitor": _own_version()}
+def examine(
+    snaps: Sequence[Snapshot],
+    probes: Mapping[LayerKey, Probe],
+    rank_by: str,
+    thresholds: Thresholds,
+    horizon: int | None = None,
+) -> tuple[tuple[LayerReport, Probe], ...]:
+    """The report of each layer, on the host, with the probe used: the one given for it, or a new one."""
+
+    def made(given: tuple[tuple[Snapshot, ...], dict[LayerKey, Probe]]) -> tuple[tuple[LayerReport, Probe], ...]:
+        used = probes_for(*given, thresholds, horizon)
+        cases = [Case(replace(snap, point=probe.point), probe) for snap, probe in zip(given[0], used, strict=True)]
+        return tuple(zip(_examine(cases, rank_by, thresholds), used, strict=True))
+
+    with undisturbed():
+        pairs = or_on_host(made, (tuple(snaps), dict(probes)))
+        on_host = all(snap.hidden_mean.device.type == "cpu" for snap in snaps)
+        return pairs if on_host else to_host(pairs)
 
 
-@cache
-def _own_version() -> str:
-    """Looked up once: it is read from a file."""
-    try:
-        return version("lstm-monitor")
-    except PackageNotFoundError:  # the working tree on the path, not installed
-        return "not installed"
+def _examine(cases: Sequence[Case], rank_by: str, thresholds: Thresholds) -> list[LayerReport]:
+    groups, size = together(cases), len(cases)
+    jobs: list[Callable[[], Any]] = [partial(play_traces, case, "coupled", thresholds) for case in cases]
+    jobs += [partial(play_alone, [cases[k] for k in group], thresholds) for group in groups]
+    jobs += [partial(held_out_metrics, case.snap, thresholds) for case in cases]
+    costs = [cost_of(case, "coupled") for case in cases]
+    costs += [sum(cost_of(cases[k], "alone") for k in group) for group in groups]
+    results = shared(jobs, costs + [held_out_cost(case.snap) for case in cases])
+    coupled, alone, held_out = results[:size], results[size:-size], results[-size:]
+    found = measured(cases, groups, coupled, alone, thresholds)
+    numbers = torch.stack([heard.shown.number for heard in coupled]).tolist()
+    traces = [
+        Trace(case.probe.steps[number].name, heard.shown.change)
+        for case, heard, number in zip(cases, coupled, numbers, strict=True)
+    ]
+    return [
+        _report(case, Metrics(case.snap.key, (*found[k], *held_out[k])), traces[k], coupled[k], rank_by, thresholds)
+        for k, case in enumerate(cases)
+    ]
 
 
-def ranks_of(order: Tensor) -> Tensor:
-    """The place ``(H,)`` of each cell in an order, 0 the first, as int16."""
-    ranks = torch.empty_like(order, dtype=torch.int16)
-    ranks[order] = torch.arange(len(order), dtype=torch.int16, device=order.device)
-    return ranks
+def _report(
+    case: Case, metrics: Metrics, trace: Trace, heard: Heard, rank_by: str, thresholds: Thresholds
+) -> LayerReport:
+    snap = case.snap
+    return LayerReport(
+        key=snap.key,
+        kind=snap.kind,
+        input_size=snap.weights.input_size,
+        point_source=snap.point.source,
+        periods=tuple(1 / float(sine.frequency or 1) for sine in case.probe.sines),
+        metrics=metrics,
+        ranking=rank(snap, metrics, rank_by),
+        trace=trace,
+        settled=heard.rest.settled,
+        thresholds=thresholds,
+        frozen=snap.frozen,
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lstm_monitor.kernels import choice
+from lstm_monitor.engines import choice
 
 
 @pytest.fixture(autouse=True)

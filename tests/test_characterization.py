@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lstm_monitor as lm
-from lstm_monitor.characterization import design_probe
+from lstm_monitor.responses.probe_design import design_probe
 
 
 class Net(nn.Module):

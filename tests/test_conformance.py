@@ -24,7 +24,7 @@ import torch
 
 import lstm_monitor as lm
 import lstm_monitor.integrations as integrations
-from lstm_monitor.kinds import SUPPORTED
+from lstm_monitor.layers.torch_modules import SUPPORTED
 from tests.conformance.cases import modules, pairwise, parts
 from tests.conformance.hosts import KINDS, Host, Task, held_out, registered_own_cell
 from tests.conformance.sinks import SinkRig, Written
@@ -123,7 +123,7 @@ def planted_fault(bench: Bench) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("planted")
 
-    bench.monkeypatch.setattr("lstm_monitor.checking.examine", fail)
+    bench.monkeypatch.setattr("lstm_monitor.monitor.check.examine", fail)
     ours = bench.make(on_error="warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

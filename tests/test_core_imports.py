@@ -95,7 +95,7 @@ def test_what_is_missing_says_how_to_install_it() -> None:
 import torch
 import lstm_monitor as lm
 import lstm_monitor.integrations as adapters
-from tests.studies import study
+from tests.helpers.studies import study
 
 report = lm.characterize(torch.nn.GRU(2, 3), horizon=16)
 missing = {MISSING!r}
@@ -147,15 +147,28 @@ def torchs() -> set[str]:
 
 
 def test_type_checkers_and_python_see_the_same_public_names() -> None:
-    tree = ast.parse((ROOT / "lstm_monitor" / "__init__.py").read_text(encoding="utf-8"))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
-    seen = {alias.name: node.module for node in imports for alias in node.names if alias.asname}
-    assert seen == {name: f"lstm_monitor.{where}" for name, where in lm._WHERE.items() if name != "metrics"}
+    tree = ast.parse((ROOT / "lstm_monitor" / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names if alias.asname == alias.name}
+    assert seen == lm._WHERE
     assert all(getattr(lm, name) is not None for name in lm.__all__)
-    assert set(lm.__all__) <= set(dir(lm))
+    assert dir(lm) == sorted(seen)
     with pytest.raises(AttributeError, match="no attribute 'LSTMmonitor'"):
         lm.LSTMmonitor  # noqa: B018  # that is the test
 
 
 def test_it_is_there_before_torch_is() -> None:
     assert "torch" not in python(PLAIN_IMPORT.format(what="lstm_monitor")).split()
+
+
+def test_every_folder_is_in_the_wheel() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    top, linked = ROOT / "lstm_monitor", ROOT / "integrations"
+    folders = {
+        path.parent.relative_to(ROOT) for path in top.rglob("*.py") if not path.is_relative_to(top / "integrations")
+    }
+    inside = {path.parent.relative_to(ROOT) for path in linked.rglob("*.py")}
+    assert settings["package-dir"] == {f"lstm_monitor.{'.'.join(path.parts)}": path.as_posix() for path in inside}
+    assert sorted(settings["packages"]) == sorted(
+        [".".join(path.parts) for path in folders] + [*settings["package-dir"]]
+    )

@@ -7,20 +7,21 @@ import torch
 from torch import Tensor, nn
 
 import lstm_monitor as lm
-from lstm_monitor.examination import examine
-from lstm_monitor.kernels import choice, engines
-from lstm_monitor.kernels.loop import run_loop
-from lstm_monitor.metrics.linear import frequency_response
-from lstm_monitor.reasons import Thresholds
-from lstm_monitor.records import Mode, Snapshot
-from tests.elsewhere import Elsewhere, There, moved, sent
+from lstm_monitor.characterization import examine
+from lstm_monitor.core.definitions import Thresholds
+from lstm_monitor.core.records import Snapshot
+from lstm_monitor.core.terms import Mode
+from lstm_monitor.engines import choice, run
+from lstm_monitor.engines.loop_engine import run_loop
+from lstm_monitor.responses.linear import frequency_response
+from tests.helpers.elsewhere import Elsewhere, There, moved, sent
 
 
 @pytest.fixture(autouse=True)
 def _played_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused ops, which look for a real device, are left out."""
     monkeypatch.setenv(choice.VARIABLE, "torch")
-    monkeypatch.setattr(engines, "run_fused", lambda *given: run_loop(*given)[:2])
+    monkeypatch.setattr(run, "run_fused", lambda *given: run_loop(*given)[:2])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lstm_monitor as lm
-from tests.written_before import FOLDER, fit
+from tests.helpers.written_before import FOLDER, fit
 
 VALUES = json.loads((FOLDER / "values.json").read_text(encoding="utf-8"))
 HISTORY = FOLDER / "history"

@@ -1,1 +1,1 @@
-"""The history: every check of a training in files that nothing can lose, and the way to read them back."""
+"""Store, load and compare the histories of trainings, in files that nothing can lose."""

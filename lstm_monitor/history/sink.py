@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lstm_monitor.errors import require
-from lstm_monitor.guard import LOG
-from lstm_monitor.history.files import Folder, absolute
-from lstm_monitor.history.names import file_name, stamp_of, to_stamp, weights_name
+from lstm_monitor.core.errors import require
+from lstm_monitor.core.guard import LOG
+from lstm_monitor.history.snapshot_file import snapshots_to_bytes, storable
+from lstm_monitor.history.storage import Folder, absolute
 from lstm_monitor.history.tables import to_bytes
-from lstm_monitor.history.timeline import FORMAT, Entry, Place, place
-from lstm_monitor.history.weights import snapshots_to_bytes, storable
-from lstm_monitor.report import Report
+from lstm_monitor.history.timeline import FORMAT, Entry, Place, file_name, place, stamp_of, to_stamp, weights_name
+from lstm_monitor.report.report import Report
 
 MOST_WAITING = 256 << 20
 """How many bytes wait in memory for a disk that cannot be written to."""

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from lstm_monitor.kernels.compiled import loops_for
+from lstm_monitor.core.definitions import Reason, Thresholds
+from lstm_monitor.engines.choice import loops_for
 from lstm_monitor.metrics.step import undefined
-from lstm_monitor.reasons import Reason, Thresholds
 
 DEFAULT = Thresholds()
 

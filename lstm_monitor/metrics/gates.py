@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.metrics.activity import mean
-from lstm_monitor.reasons import Thresholds
 
 DEFAULT = Thresholds()
 

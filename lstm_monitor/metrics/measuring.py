@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lstm_monitor.kernels.facts import Played, joined
+from lstm_monitor.core.definitions import Reason, Thresholds
+from lstm_monitor.core.records import Metric, Metrics, Response, Stimulus
+from lstm_monitor.core.terms import GATES, Kind, LayerKey
+from lstm_monitor.engines.facts import Played, joined
 from lstm_monitor.metrics import activity, gates
 from lstm_monitor.metrics.catalog import CATALOG, SHOWN_PERIOD, MetricSpec
 from lstm_monitor.metrics.sine import SineSummary, cutoff_with_reason, summarize_sines
 from lstm_monitor.metrics.step import StepSummary, summarize, undefined
-from lstm_monitor.reasons import Reason, Thresholds
-from lstm_monitor.records import GATES, Kind, LayerKey, Metric, Metrics, Response, Stimulus
 
 
 def measure(*responses: Response, thresholds: Thresholds | None = None) -> Metrics:

@@ -1,8 +1,4 @@
-"""Metrics of sine responses ``y (..., T)`` to the input ``sin(2 pi f t)``, t the index of the sample.
-
-All of them project on sines and cosines over the largest whole number of periods after the transient (by default the
-first half). Frequencies are in cycles per step, 0 < f < 0.5; a lag is in radians, positive if the cell is late.
-"""
+"""Metrics of sine responses ``y (..., T)`` to the input ``sin(2 pi f t)``, t the index of the sample."""
 
 from __future__ import annotations
 
@@ -14,11 +10,10 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from lstm_monitor.kernels.facts import SineFacts, window_of
-from lstm_monitor.kernels.torch_engine import ENGINE
+from lstm_monitor.core.definitions import Reason, Thresholds
+from lstm_monitor.engines.facts import SineFacts, window_of
+from lstm_monitor.engines.torch_engine.engine import ENGINE
 from lstm_monitor.metrics.step import at_least_float32, undefined
-from lstm_monitor.reasons import Reason, Thresholds
-from lstm_monitor.stimuli import check_frequency
 
 DEFAULT = Thresholds()
 AT_ONCE = 512
@@ -283,3 +278,11 @@ def cutoff_with_reason(
     reason = (~below.any(0)).to(torch.uint8) * int(Reason.NEVER)
     reason.masked_fill_(gains[0] < thresholds.least_amplitude, Reason.SILENT)
     return found, reason.masked_fill_(~torch.isfinite(gains).all(0), Reason.NONFINITE)
+
+
+def check_frequency(frequency: float) -> None:
+    """Raise ValueError unless 0 < frequency < 0.5."""
+    if not 0 < frequency < 0.5:
+        raise ValueError(
+            f"frequency={frequency!r} is outside 0 < frequency < 0.5 cycles per step; a period of P steps is 1 / P"
+        )

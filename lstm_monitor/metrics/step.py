@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstm_monitor.kernels.facts import StepFacts
-from lstm_monitor.kernels.torch_engine import ENGINE
-from lstm_monitor.reasons import Reason, Thresholds
+from lstm_monitor.core.definitions import Reason, Thresholds
+from lstm_monitor.engines.facts import StepFacts
+from lstm_monitor.engines.torch_engine.engine import ENGINE
 
 DEFAULT = Thresholds()
 

@@ -1,3 +1,1 @@
-"""How an ablation study is made."""
-
-from lstm_monitor.studies.asking import ablation_study as ablation_study
+"""Experiments that run a network many times: ablation, capacity, pruning."""

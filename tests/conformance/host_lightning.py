@@ -54,8 +54,8 @@ class Lightning(Host):
         return _module(self.package)(kind, cells)
 
     def make(self, **options: Any) -> Any:
-        name = "lightning_callback" if self.package.startswith("lightning") else "pytorch_lightning_callback"
-        return import_module(f"lstm_monitor.integrations.{name}").LSTMMonitorCallback(**options)
+        name = "of_lightning" if self.package.startswith("lightning") else "of_pytorch_lightning"
+        return import_module(f"lstm_monitor.integrations.lightning_callback.{name}").LSTMMonitorCallback(**options)
 
     def fit(self, task: Task, ours: Any | None) -> None:
         task.model.task = task

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import lstm_monitor as lm
-from lstm_monitor.watching import watch_optimizer
+from lstm_monitor.monitor.watching import watch_optimizer
 from tests.conformance.host_plain import Loop
 from tests.conformance.hosts import Task
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lstm_monitor.integrations import WandbSink
-from lstm_monitor.report import run_key
+from lstm_monitor.report.keys import run_key
 from tests.conformance.sinks import SinkRig, Written
-from tests.wandb_runs import read_run, start
+from tests.helpers.wandb_runs import read_run, start
 
 
 class Wandb(SinkRig):

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lstm_monitor as lm
-from lstm_monitor.report import key
-from lstm_monitor.studies.check import AblationCheck
-from tests import trainings
-from tests.trainings import PACKAGES, callback, differences, loader, modules, seed_all, sequences, trace
+from lstm_monitor.report.keys import key
+from lstm_monitor.studies.ablation.check import AblationCheck
+from tests.helpers import trainings
+from tests.helpers.trainings import PACKAGES, callback, differences, loader, modules, seed_all, sequences, trace
 
 LIGHTNING = PACKAGES[0]
 QUICK = {"rankings": ("measured",), "random_orders": 2, "points": 4}

@@ -16,7 +16,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from tests import trainings
+from tests.helpers import trainings
 
 pytestmark = pytest.mark.browser
 BLANK = 1000  # without charts there are at most 455 colours right of the side bar, with them over 5,000

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import lstm_monitor as lm
-from lstm_monitor.custom import registry
-from tests.custom_modules import H, NormCell, Stepper, start, step
-from tests.trainings import callback, loader, trainer
+from lstm_monitor.layers.registered import registry
+from tests.helpers.custom_modules import H, NormCell, Stepper, start, step
+from tests.helpers.trainings import callback, loader, trainer
 
 PACKAGE = "lightning.pytorch"
 

@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 import lstm_monitor as lm
 from lstm_monitor.integrations import HuggingFaceLSTMMonitor
 from lstm_monitor.integrations.huggingface_callback import logits
-from tests.integrations.hosting import (
+from tests.helpers.hosting import (
     DATA,
     HELD_OUT,
     KEY,
@@ -24,7 +24,7 @@ from tests.integrations.hosting import (
     studies,
     warned_once,
 )
-from tests.trainings import Network, differences, random_states, seed_all
+from tests.helpers.trainings import Network, differences, random_states, seed_all
 
 ROWS = [{"x": x, "labels": y} for x, y in zip(DATA, TARGETS, strict=True)]
 BATCH = {"x": HELD_OUT, "labels": HELD_OUT[:, -1:, 0]}

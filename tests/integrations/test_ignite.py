@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lstm_monitor as lm
 from lstm_monitor.integrations import IgniteLSTMMonitor
-from tests.integrations.hosting import (
+from tests.helpers.hosting import (
     DATA,
     HELD_OUT,
     KEY,
@@ -24,7 +24,7 @@ from tests.integrations.hosting import (
     studies,
     warned_once,
 )
-from tests.trainings import Network, differences, random_states, seed_all
+from tests.helpers.trainings import Network, differences, random_states, seed_all
 
 
 class Training:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import lstm_monitor as lm
-from lstm_monitor.guard import MonitorWarning
-from tests.integrations.keras_models import L, arrays, data, keras, monitor, network, shuffled
+from lstm_monitor.core.guard import MonitorWarning
+from tests.helpers.keras_models import L, arrays, data, keras, monitor, network, shuffled
 
 # Keras 3.15 reads torch tensors in a way that numpy 2.4 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")

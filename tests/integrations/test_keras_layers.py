@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lstm_monitor.integrations._keras_layers import find_keras_layers
-from lstm_monitor.integrations._keras_mirror import KerasMirror
-from lstm_monitor.layers import find_layers
-from tests.integrations.keras_models import FEATURES, STEPS, L, arrays, data, keras, network, shuffled
+from lstm_monitor.integrations.keras_callback.layers import find_keras_layers
+from lstm_monitor.integrations.keras_callback.mirror import KerasMirror
+from lstm_monitor.layers.finding import find_layers
+from tests.helpers.keras_models import FEATURES, STEPS, L, arrays, data, keras, network, shuffled
 
 # Keras 3.15 reads torch tensors in a way that numpy 2.4 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")

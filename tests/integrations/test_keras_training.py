@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import lstm_monitor as lm
-from lstm_monitor.guard import MonitorWarning
-from lstm_monitor.integrations.keras_callback import KerasLSTMMonitor
-from lstm_monitor.integrations.tensorboard_sink import TensorBoardSink
-from tests.integrations.keras_models import FEATURES, STEPS, L, arrays, data, keras, monitor, network
+from lstm_monitor.core.guard import MonitorWarning
+from lstm_monitor.integrations.keras_callback.callback import KerasLSTMMonitor
+from lstm_monitor.integrations.tensorboard_sink.sink import TensorBoardSink
+from tests.helpers.keras_models import FEATURES, STEPS, L, arrays, data, keras, monitor, network
 
 # Keras 3.15 reads torch tensors in a way that numpy 2.4 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")

@@ -20,11 +20,11 @@ import torch
 
 import lstm_monitor as lm
 from lstm_monitor import characterization, integrations
-from lstm_monitor.governor import Governor
-from lstm_monitor.integrations import _lightning_hooks
-from lstm_monitor.report import key
-from tests import trainings
-from tests.trainings import HORIZON, PACKAGES, Endless, callback, loader, modules, sequences
+from lstm_monitor.integrations.lightning_callback import hooks
+from lstm_monitor.monitor.budget import Governor
+from lstm_monitor.report.keys import key
+from tests.helpers import trainings
+from tests.helpers.trainings import HORIZON, PACKAGES, Endless, callback, loader, modules, sequences
 
 LIGHTNING = PACKAGES[0]
 TIME = key("net.rnn.l0", "step_alone", "settling_time", "p50")
@@ -171,8 +171,8 @@ def test_held_out_inputs_are_recorded_where_a_check_may_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float | None, times: int
 ) -> None:
     """And always those of the last check, whose values are the same."""
-    recorder, recorded = _lightning_hooks.GuardedRecorder, []
-    monkeypatch.setattr(_lightning_hooks, "GuardedRecorder", lambda *given: recorded.append(1) or recorder(*given))
+    recorder, recorded = hooks.GuardedRecorder, []
+    monkeypatch.setattr(hooks, "GuardedRecorder", lambda *given: recorded.append(1) or recorder(*given))
     reports = []
     for one in (budget, None):
         ours = callback(LIGHTNING, every_n_epochs=9, budget=one)
@@ -331,7 +331,7 @@ def test_a_monitor_that_rests_does_not_end_a_training_that_watches_it(
             raise OSError("no space left")
         return examine(*args, **kwargs)
 
-    monkeypatch.setattr("lstm_monitor.checking.examine", once)
+    monkeypatch.setattr("lstm_monitor.monitor.check.examine", once)
     stopping = import_module(f"{LIGHTNING}.callbacks").EarlyStopping(RESPONSE, patience=1, mode="min")
     with pytest.warns(lm.MonitorWarning):
         runner = fit(tmp_path, callback(LIGHTNING, on_error="warn"), stopping, max_epochs=6)
@@ -400,7 +400,7 @@ class Module(pl.LightningModule):
 
 ours = integrations.LSTMMonitorCallback(on_error="raise", horizon=16)
 assert isinstance(ours, pl.Callback)
-assert type(ours).__module__ == "lstm_monitor.integrations.{module}", type(ours)
+assert type(ours).__module__ == "lstm_monitor.integrations.lightning_callback.{module}", type(ours)
 runner = pl.Trainer(callbacks=ours, max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu",
                     enable_progress_bar=False, enable_model_summary=False)
 runner.fit(Module(), torch.utils.data.DataLoader(torch.randn(8, 5, 2), batch_size=4))
@@ -413,7 +413,7 @@ def python(script: str, *args: Any, cwd: Path | None = None, **environment: str)
     """Run a script in a new interpreter; its output."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, *map(str, args)],
-        cwd=cwd or Path(trainings.__file__).parents[1],
+        cwd=cwd or Path(trainings.__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
@@ -425,7 +425,7 @@ def python(script: str, *args: Any, cwd: Path | None = None, **environment: str)
 @both_packages
 def test_with_one_package_loaded_the_other_is_left_alone(package: str) -> None:
     lightning = package == LIGHTNING
-    module = "lightning_callback" if lightning else "pytorch_lightning_callback"
+    module = "of_lightning" if lightning else "of_pytorch_lightning"
     other = "pytorch_lightning" if lightning else "lightning.pytorch"
     python(ONE_LOADED.format(package=package, module=module, other=other))
 

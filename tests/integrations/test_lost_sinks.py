@@ -22,10 +22,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 import lstm_monitor as lm
 from lstm_monitor.integrations import TensorBoardSink, WandbSink
-from lstm_monitor.report import run_key
-from tests import trainings, wandb_runs
-from tests.histories import differences as same
-from tests.trainings import PACKAGES, differences, loader, modules, random_states, seed_all, sequences
+from lstm_monitor.report.keys import run_key
+from tests.helpers import trainings, wandb_runs
+from tests.helpers.histories import differences as same
+from tests.helpers.trainings import PACKAGES, differences, loader, modules, random_states, seed_all, sequences
 
 pytestmark = pytest.mark.filterwarnings(
     # wandb leaves the temporary folders of its table artifacts to the garbage collector.

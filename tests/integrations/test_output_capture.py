@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import lstm_monitor as lm
-from lstm_monitor.guard import Guard
-from lstm_monitor.integrations import _lightning_call
-from lstm_monitor.integrations._lightning_call import CallRecorder
-from tests import trainings
-from tests.trainings import (
+from lstm_monitor.core.guard import Guard
+from lstm_monitor.integrations.lightning_callback import network_call
+from lstm_monitor.integrations.lightning_callback.network_call import CallRecorder
+from tests.helpers import trainings
+from tests.helpers.trainings import (
     CELLS,
     FEATURES,
     PACKAGES,
@@ -227,7 +227,7 @@ def test_where_the_output_is_not_the_networks_it_falls_back_and_says_why(
 def test_too_much_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_lightning_call, "MOST_BYTES", 100)
+    monkeypatch.setattr(network_call, "MOST_BYTES", 100)
     ours = callback(LIGHTNING)
     with caplog.at_level(logging.INFO, "lstm_monitor"):
         fit(tmp_path, of_kind(Calls)(), ours)
@@ -333,7 +333,7 @@ def _fail(*_: Any) -> Any:
 
 
 def test_a_fault_when_it_is_run_again_is_said_in_the_ranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lightning_call, "_again", _fail)
+    monkeypatch.setattr(network_call, "_again", _fail)
     ours = callback(LIGHTNING)
     fit(tmp_path, of_kind(Calls)(), ours)
     ranking = ours.report.layers[0].ranking

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lstm_monitor.integrations._pictures import Pictures
-from lstm_monitor.report import Report
+from lstm_monitor.report.report import Report
 
 REPORTS = [replace(Report(()), step=step) for step in range(7)]
 

@@ -18,14 +18,16 @@ from torch import nn
 
 import lstm_monitor as lm
 from lstm_monitor.history.sink import HistorySink
-from lstm_monitor.integrations import TensorBoardSink, WandbSink, _wandb_tables, tensorboard_sink, wandb_sink
-from lstm_monitor.report import run_key
-from lstm_monitor.study.card import study_markdown
-from lstm_monitor.study.tables import trial_rows
-from tests import trainings, wandb_runs
-from tests.histories import differences
-from tests.integrations.hosting import quick
-from tests.trainings import PACKAGES
+from lstm_monitor.integrations import TensorBoardSink, WandbSink
+from lstm_monitor.integrations.tensorboard_sink import sink as tensorboard_sink_sink
+from lstm_monitor.integrations.wandb_sink import sink as wandb_sink_sink
+from lstm_monitor.integrations.wandb_sink import tables
+from lstm_monitor.report.ablation.tables import study_markdown, trial_rows
+from lstm_monitor.report.keys import run_key
+from tests.helpers import trainings, wandb_runs
+from tests.helpers.histories import differences
+from tests.helpers.hosting import quick
+from tests.helpers.trainings import PACKAGES
 
 pytestmark = pytest.mark.filterwarnings(
     # wandb leaves the temporary folders of its table artifacts to the garbage collector.
@@ -259,11 +261,11 @@ def wrong_scalar_in_tensorboard(patch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_count_in_tensorboard(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(tensorboard_sink, "counted", shifted(tensorboard_sink.counted))
+    patch.setattr(tensorboard_sink_sink, "counted", shifted(tensorboard_sink_sink.counted))
 
 
 def wrong_count_in_wandb(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(wandb_sink, "counted", shifted(wandb_sink.counted))
+    patch.setattr(wandb_sink_sink, "counted", shifted(wandb_sink_sink.counted))
 
 
 def shifted(counted: Any) -> Any:
@@ -289,19 +291,19 @@ def wrong_scalar_in_wandb(patch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_cell_in_wandb(patch: pytest.MonkeyPatch) -> None:
-    right = _wandb_tables.cell_rows
+    right = tables.cell_rows
 
     def wrong(report: lm.Report) -> Any:
         rows = right(report)
         rows[0][4] *= 1 + 1e-15
         return rows
 
-    patch.setattr(_wandb_tables, "cell_rows", wrong)
+    patch.setattr(tables, "cell_rows", wrong)
 
 
 def wrong_effect_in_wandb(patch: pytest.MonkeyPatch) -> None:
-    right = _wandb_tables.study_table
-    patch.setattr(_wandb_tables, "study_table", lambda study: (table := right(study)) | {"cell": table["cell"][::-1]})
+    right = tables.study_table
+    patch.setattr(tables, "study_table", lambda study: (table := right(study)) | {"cell": table["cell"][::-1]})
 
 
 def wrong_scalar_in_parquet(patch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import lstm_monitor as lm
 from lstm_monitor.integrations import SB3LSTMMonitor
-from lstm_monitor.integrations._sb3_rollouts import LONGEST, play, sequences_of
-from tests.integrations.hosting import STRICT, Closing, places, quick, studies, warned_once
-from tests.trainings import differences, random_states, seed_all
+from lstm_monitor.integrations.sb3_callback import LONGEST, play, sequences_of
+from tests.helpers.hosting import STRICT, Closing, places, quick, studies, warned_once
+from tests.helpers.trainings import differences, random_states, seed_all
 
 KEY = "lstm_monitor/lstm_actor.l0/activity/std/p50"
 

@@ -12,7 +12,7 @@ from skorch.callbacks import Callback, EarlyStopping
 
 import lstm_monitor as lm
 from lstm_monitor.integrations import SkorchLSTMMonitor
-from tests.integrations.hosting import (
+from tests.helpers.hosting import (
     DATA,
     HELD_OUT,
     KEY,
@@ -25,7 +25,7 @@ from tests.integrations.hosting import (
     studies,
     warned_once,
 )
-from tests.trainings import Network, differences, random_states, seed_all
+from tests.helpers.trainings import Network, differences, random_states, seed_all
 
 
 def net(*callbacks: Any, **options: Any) -> NeuralNetRegressor:

@@ -24,9 +24,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 import lstm_monitor as lm
 from lstm_monitor.integrations import TensorBoardSink
-from lstm_monitor.report import Report, documented_keys
-from lstm_monitor.studies.check import AblationCheck
-from tests import trainings
+from lstm_monitor.report.keys import documented_keys
+from lstm_monitor.report.report import Report
+from lstm_monitor.studies.ablation.check import AblationCheck
+from tests.helpers import trainings
 
 KEY = re.compile(r"lstm_monitor/(_run|[^/]+)/[a-z][a-z0-9_]*(/[a-z][a-z0-9_]*){0,2}")
 CONFIG = "custom_scalars__config__"

@@ -14,9 +14,19 @@ import pytest
 import torch
 
 import lstm_monitor as lm
-from lstm_monitor import checking as monitor_module
-from tests import trainings
-from tests.trainings import PACKAGES, Endless, callback, differences, loader, modules, seed_all, sequences, trace
+from lstm_monitor.monitor import check as monitor_module
+from tests.helpers import trainings
+from tests.helpers.trainings import (
+    PACKAGES,
+    Endless,
+    callback,
+    differences,
+    loader,
+    modules,
+    seed_all,
+    sequences,
+    trace,
+)
 
 LIGHTNING = PACKAGES[0]
 HELD_OUT = sequences(5, 8)
@@ -169,7 +179,7 @@ FRESH = """
 import sys
 from pathlib import Path
 from tests.integrations.test_untouched import *
-from tests.trainings import *
+from tests.helpers.trainings import *
 
 folder, with_it = Path(sys.argv[1]), sys.argv[2] == "with"
 ours = [callback(LIGHTNING, every_n_steps=3, pictures_every=1)] if with_it else []
@@ -178,7 +188,7 @@ torch.save(train(folder, *ours, noisy=True, logger=loggers, **SHUFFLED), folder 
 
 
 def test_the_first_import_of_every_library_inside_a_check_leaves_no_trace(tmp_path: Path) -> None:
-    root = Path(trainings.__file__).parents[1]
+    root = Path(trainings.__file__).parents[2]
     folders = [tmp_path / which for which in ("with", "without")]
     for folder in folders:
         folder.mkdir()

@@ -13,9 +13,10 @@ from torch import nn
 
 import lstm_monitor as lm
 from lstm_monitor.integrations import WandbSink
-from lstm_monitor.report import Report, run_key
-from tests import wandb_runs
-from tests.wandb_runs import Written
+from lstm_monitor.report.keys import run_key
+from lstm_monitor.report.report import Report
+from tests.helpers import wandb_runs
+from tests.helpers.wandb_runs import Written
 
 # wandb leaves the temporary folders of its table artifacts to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning")

@@ -23,11 +23,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import lstm_monitor as lm
-from lstm_monitor.integrations import WandbSink, _wandb_run
-from lstm_monitor.records import Alarm
-from lstm_monitor.report import Report, key, run_key
-from tests import trainings, wandb_runs
-from tests.wandb_runs import Written
+from lstm_monitor.core.records import Alarm
+from lstm_monitor.integrations import WandbSink
+from lstm_monitor.integrations.wandb_sink import run as wandb_sink_run
+from lstm_monitor.report.keys import key, run_key
+from lstm_monitor.report.report import Report
+from tests.helpers import trainings, wandb_runs
+from tests.helpers.wandb_runs import Written
 
 # wandb leaves the temporary folders of its table artifacts to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning")
@@ -320,7 +322,7 @@ def test_the_monitor_makes_one_warning_of_a_finished_run(tmp_path):
         memory = lm.MemorySink()
         monitor = lm.LSTMMonitor(nn.GRU(3, 4), sinks=[WandbSink(run), memory], horizon=16, budget=None)
         monitor.on_train_begin()
-    with pytest.warns(lm.guard.MonitorWarning, match="is finished"):
+    with pytest.warns(lm.MonitorWarning, match="is finished"):
         monitor.on_epoch_end(0)
     monitor.on_epoch_end(1)  # a second warning would be an error
     monitor.on_train_end()
@@ -328,7 +330,7 @@ def test_the_monitor_makes_one_warning_of_a_finished_run(tmp_path):
 
 
 def test_what_waits_is_written_at_the_close_where_wandb_has_no_hooks(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(_wandb_run, "_at_end", lambda run, act: False)
+    monkeypatch.setattr(wandb_sink_run, "_at_end", lambda run, act: False)
     with wandb_runs.start(tmp_path) as run:
         sink = WandbSink(run, pictures_every=0)
         for step in range(3):
@@ -342,7 +344,7 @@ def test_a_failure_of_ours_keeps_no_run_from_finishing(small, tmp_path, monkeypa
     sink = WandbSink(run, pictures_every=0)
     for step in range(3):
         sink.write(replace(small, step=step))
-    monkeypatch.setattr(_wandb_run.Rows, "_write", lambda *_: 1 / 0)
+    monkeypatch.setattr(wandb_sink_run.Rows, "_write", lambda *_: 1 / 0)
     run.finish()
     assert "the last checks are missing in W&B: ZeroDivisionError" in caplog.text
 

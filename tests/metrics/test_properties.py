@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lstm_monitor import Reason, metrics
-from tests import oracles
+from tests.helpers import oracles
 
 Array = NDArray[np.float64]
 Metric = Callable[..., Tensor]

@@ -13,7 +13,7 @@ from scipy import signal
 from torch import Tensor
 
 from lstm_monitor import metrics
-from tests import oracles
+from tests.helpers import oracles
 
 Array = NDArray[np.float64]
 

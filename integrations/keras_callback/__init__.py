@@ -1,0 +1,1 @@
+"""The monitor as a callback of Keras 3, on the torch and jax backends."""

@@ -1,0 +1,1 @@
+"""The monitor as a callback of Lightning's Trainer, of either package."""

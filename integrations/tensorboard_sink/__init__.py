@@ -1,0 +1,1 @@
+"""Reports in TensorBoard: scalars, distributions, pictures, a dashboard and a card that explains the metrics."""

@@ -1,1 +1,0 @@
-"""What removing cells does to a network, on fixed runs of it."""

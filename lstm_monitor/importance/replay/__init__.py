@@ -1,0 +1,1 @@
+"""Recorded calls of recurrent modules computed again here, whole or some of their cells."""

@@ -1,0 +1,1 @@
+"""How much a network's output or loss depends on each cell, by one scan backwards in time."""

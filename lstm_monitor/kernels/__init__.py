@@ -1,1 +1,0 @@
-"""The engines behind `respond()`: one file an engine, all held to the plain loop in `loop.py`."""

@@ -1,0 +1,1 @@
+"""Find recurrent layers in a module or a checkpoint, read their weights, and who reads them."""

@@ -1,0 +1,1 @@
+"""Recurrent layers in checkpoint files, of which only the weights are known."""

@@ -1,0 +1,1 @@
+"""Watch one training: when to check, one check from snapshots to sinks, what is remembered between checks."""

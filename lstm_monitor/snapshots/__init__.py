@@ -1,0 +1,1 @@
+"""Run held-out data once, record what each layer receives, and copy the layer."""

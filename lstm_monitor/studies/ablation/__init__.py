@@ -1,0 +1,1 @@
+"""How an ablation study is made."""

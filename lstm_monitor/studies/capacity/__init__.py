@@ -1,0 +1,1 @@
+"""How many cells a task needs: one network trained at each size."""
