@@ -161,7 +161,8 @@ def test_a_fault_is_one_warning_and_the_training_ends_as_without_us(
     assert len(texts) == 1
     rests = "lstm_monitor rests from now on; the training goes on."
     alone = {"a sink's write": "Failing failed", "a sink's close": "Failing failed"}
-    assert texts[0].startswith(alone.get(name, "The history failed" if name == "outlets.history_beside" else rests))
+    alone["monitor.sinks.history_beside"] = "The history failed"
+    assert texts[0].startswith(alone.get(name, rests))
 
 
 @pytest.mark.parametrize("name", [*PATCHED, *OPTIONS])
@@ -176,7 +177,7 @@ def test_the_same_fault_is_raised_where_that_is_asked_for(
 def test_python_warnings_turned_into_errors_end_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, untouched: dict[str, Any]
 ) -> None:
-    plant("checking.examine", monkeypatch)
+    plant("monitor.check.examine", monkeypatch)
     warnings.simplefilter("error", lm.MonitorWarning)  # pytest puts the filters back
     with caplog.at_level(logging.ERROR, "lstm_monitor"):
         found = train(tmp_path, callback(LIGHTNING, on_error="warn"))
@@ -190,7 +191,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_warning(tmp_path: Path, monkeyp
     begun = trainings.trainer(LIGHTNING, tmp_path, callback(LIGHTNING))
     begun.fit(modules(LIGHTNING).Plain(), loader(), loader(1))
     begun.save_checkpoint(tmp_path / "c.ckpt")
-    plant("monitor.LSTMMonitor.load_state_dict", monkeypatch)
+    plant("monitor.monitor.LSTMMonitor.load_state_dict", monkeypatch)
     going_on = trainings.trainer(LIGHTNING, tmp_path, callback(LIGHTNING, on_error="warn"), max_epochs=3)
     with warned() as texts:
         going_on.fit(modules(LIGHTNING).Plain(), loader(), loader(1), ckpt_path=tmp_path / "c.ckpt")
