@@ -26,9 +26,9 @@ from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.records import Snapshot
 from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines.choice import engine_for
-from lstm_monitor.engines.facts import Engine, Score
+from lstm_monitor.engines.facts import Engine, Signals
 from lstm_monitor.engines.fused import run_fused, zero_state
-from lstm_monitor.engines.lone_cells import Cells, cells_of
+from lstm_monitor.engines.lone_cells import LoneCells, cells_of
 
 STEPS, SINES = 11, (64, 32, 16, 8, 4)
 STIMULI = STEPS + len(SINES)
@@ -42,7 +42,7 @@ class Work:
 
     snap: Snapshot
     directions: Tensor
-    score: Score
+    given: Signals
 
     @property
     def weights(self) -> LayerWeights:
@@ -51,24 +51,24 @@ class Work:
         return self.snap.weights
 
     @property
-    def cells(self) -> Cells:
+    def cells(self) -> LoneCells:
         """The same cells, each alone."""
         return cells_of(self.weights, self.snap.hidden_mean, self.snap.point.mean, self.directions)
 
     @property
     def cell_steps(self) -> int:
         """Steps of all cells on all stimuli."""
-        return STIMULI * len(self.score.steps) * self.snap.hidden_size
+        return STIMULI * len(self.given.steps) * self.snap.hidden_size
 
     @property
     def signals(self) -> Tensor:
         """All of them, ``(T, S)``."""
-        return torch.cat([self.score.steps, self.score.sines], dim=1)
+        return torch.cat([self.given.steps, self.given.sines], dim=1)
 
     @property
     def ways(self) -> Tensor:
         """The direction of each."""
-        return torch.cat([self.score.step_way, self.score.sine_way])
+        return torch.cat([self.given.step_way, self.given.sine_way])
 
 
 def work(cells: int, steps: int, features: int = 16) -> Work:
@@ -79,14 +79,14 @@ def work(cells: int, steps: int, features: int = 16) -> Work:
     sines = torch.stack([torch.sin(2 * torch.pi * time / period) for period in SINES], dim=1).float()
     signs = torch.tensor([1.0, -1.0]).repeat(STEPS)[:STEPS].expand(steps, -1).contiguous()
     ways = torch.arange(STEPS) // 2
-    score = Score(signs, ways, sines, torch.zeros(len(SINES), dtype=torch.long), tuple(1 / p for p in SINES), 2)
-    return Work(snap, torch.eye(features)[:, :DIRECTIONS], score)
+    given = Signals(signs, ways, sines, torch.zeros(len(SINES), dtype=torch.long), tuple(1 / p for p in SINES), 2)
+    return Work(snap, torch.eye(features)[:, :DIRECTIONS], given)
 
 
 def decoupled(engine: Engine, item: Work) -> Callable[[], object]:
     """Every metric's facts of all cells alone."""
     cells, state = item.cells, zero_state(item.weights, 1)
-    return partial(engine.cell_facts, cells, item.score, state, state[0][0], Thresholds())
+    return partial(engine.cell_facts, cells, item.given, state, state[0][0], Thresholds())
 
 
 def fused(item: Work) -> Callable[[], tuple[Tensor, object]]:
@@ -99,12 +99,12 @@ def fused(item: Work) -> Callable[[], tuple[Tensor, object]]:
 
 def coupled(engine: Engine, item: Work) -> Callable[[], object]:
     """The fused op and every metric's facts."""
-    play, rest = fused(item), item.snap.hidden_mean
+    simulate, rest = fused(item), item.snap.hidden_mean
 
     def measured() -> object:
-        hidden, _ = play()
+        hidden, _ = simulate()
         steps = engine.step_facts(hidden[:, :STEPS], rest, Thresholds())
-        return steps, engine.sine_facts(hidden[:, STEPS:], item.score.frequencies, 2)
+        return steps, engine.sine_facts(hidden[:, STEPS:], item.given.frequencies, 2)
 
     return measured
 
@@ -137,8 +137,8 @@ def show_decoupled(names: list[str], repeats: int) -> None:
             for threads in (1, 2):
                 torch.set_num_threads(threads)
                 with forced(name) as engine:
-                    play = decoupled(engine, item)
-                    times, least = interleaved([play, limit or play], repeats)
+                    simulate = decoupled(engine, item)
+                    times, least = interleaved([simulate, limit or simulate], repeats)
                 against = ratio(times, least) if limit else "no C compiler"
                 faster = slow / statistics.median(times)
                 row = [f"{size}", name, f"{threads}", milliseconds(least), milliseconds(times), against]

@@ -22,7 +22,7 @@ from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.terms import GATES, Kind
 from lstm_monitor.engines.facts import StepFacts
 from lstm_monitor.engines.fused import zero_state
-from lstm_monitor.engines.lone_cells import Cells
+from lstm_monitor.engines.lone_cells import LoneCells
 from lstm_monitor.engines.torch_engine.engine import ENGINE as TORCH
 from lstm_monitor.engines.triton_engine.engine import ENGINE
 
@@ -47,26 +47,26 @@ def moved(record: R, device: torch.device) -> R:
     return replace(record, **tensors, **records)
 
 
-def random_cells(kind: Kind, size: int, dtype: torch.dtype = torch.float32) -> Cells:
+def random_cells(kind: Kind, size: int, dtype: torch.dtype = torch.float32) -> LoneCells:
     """The same cells in any type: some settle, some swing, drift or saturate."""
     torch.manual_seed(1)
     gates = len(GATES[kind])
     own, bias, drive = (torch.randn(*shape, gates, size) for shape in ((), (), (DIRECTIONS,)))
     own = own * 0.3 if kind == "rnn_relu" else own
     inner = torch.randn(size).to(dtype) if kind == "gru" else None
-    return Cells(kind, own.to(dtype), bias.to(dtype), inner, drive.to(dtype))
+    return LoneCells(kind, own.to(dtype), bias.to(dtype), inner, drive.to(dtype))
 
 
 def agreement(kind: Kind, item: Work, device: torch.device) -> list[str]:
     """Row of the table of errors: the kernels on the device, and float64 step by step on the CPU."""
-    size, score, limits = item.snap.hidden_size, moved(item.score, device), Thresholds()
+    size, given, limits = item.snap.hidden_size, moved(item.given, device), Thresholds()
     cells = moved(random_cells(kind, size), device)
     state = (torch.zeros(1, size, device=device),) * (2 if kind == "lstm" else 1)
-    hidden, _ = ENGINE.cell_trace(cells, score.steps, score.step_way, state)
-    found = ENGINE.cell_facts(cells, score, state, state[0][0], limits).steps.outside.cpu().double()
+    hidden, _ = ENGINE.cell_trace(cells, given.steps, given.step_way, state)
+    found = ENGINE.cell_facts(cells, given, state, state[0][0], limits).steps.outside.cpu().double()
     start = tuple(part.cpu().double() for part in state)
     exact, _ = TORCH.cell_trace(
-        random_cells(kind, size, torch.float64), item.score.steps.double(), item.score.step_way, start
+        random_cells(kind, size, torch.float64), item.given.steps.double(), item.given.step_way, start
     )
     facts = TORCH.step_facts(exact, start[0][0], limits)
     wrong = found != facts.outside

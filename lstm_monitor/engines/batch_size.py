@@ -16,7 +16,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 AT_ONCE = 16
-"""Stimuli that are played together: more do not make a core faster."""
+"""Stimuli that are simulated together: more do not make a core faster."""
 HOST_MOST = 2**28
 """Bytes of a batch's responses on the host, with the copies that are made of them."""
 SHARE = 1 / 4
@@ -28,11 +28,11 @@ COPIES = {"cpu": 2, "cuda": 8}
 def stimuli_at_once(
     device: torch.device, hidden_size: int, steps: int, dtype: torch.dtype, free: int | None = None
 ) -> int:
-    """How many stimuli of `steps` are played to a layer of this size together: 16, or 8, 4, 2, 1 where memory is short.
+    """How many stimuli of `steps` a layer of this size is given together: 16, or 8, 4, 2, 1 where memory is short.
 
     On the host their responses and a copy stay within 256 MiB (torch's own work comes on top: as much again for an
     LSTM, four times for a GRU); on CUDA they take at most a quarter of the memory that is `free`, in bytes, by default
-    that of the device now. At least one is played, however long it is.
+    that of the device now. At least one is simulated, however long it is.
     """
     of_one = COPIES.get(device.type, COPIES["cpu"]) * steps * hidden_size * dtype.itemsize
     if device.type == "cuda":
@@ -43,19 +43,19 @@ def stimuli_at_once(
     return 1 << max(0, fitting.bit_length() - 1)
 
 
-def with_less(play: Callable[[int], R], at_once: int) -> R:
-    """``play(at_once)``; where a GPU has no room for that many at once, with half as many.
+def with_less(simulate: Callable[[int], R], at_once: int) -> R:
+    """``simulate(at_once)``; where a GPU has no room for that many at once, with half as many.
 
     Raises:
         RuntimeError: it has no room for half as many either; see `or_on_host`.
     """
     try:
-        return play(at_once)
+        return simulate(at_once)
     except RuntimeError as error:
         if not is_out_of_memory(error) or at_once == 1:
             raise
     _give_back()  # not above: as long as it is handled, the error holds what was allocated
-    return play(at_once // 2)
+    return simulate(at_once // 2)
 
 
 def or_on_host(compute: Callable[[T], R], record: T) -> R:

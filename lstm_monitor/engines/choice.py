@@ -21,9 +21,9 @@ from torch import Tensor
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.errors import choose
 from lstm_monitor.engines import loop_engine
-from lstm_monitor.engines.facts import Engine, Played, Score, SineFacts, StepFacts
+from lstm_monitor.engines.facts import Engine, ResponseFacts, Signals, SineFacts, StepFacts
 from lstm_monitor.engines.fused import State
-from lstm_monitor.engines.lone_cells import Cells
+from lstm_monitor.engines.lone_cells import LoneCells
 from lstm_monitor.engines.torch_engine import engine
 
 VARIABLE = "LSTM_MONITOR_ENGINE"
@@ -74,21 +74,23 @@ class Guarded:
 
     name: str
 
-    def cell_trace(self, cells: Cells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
+    def cell_trace(self, cells: LoneCells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
         """As `Engine.cell_trace`."""
         return self._tried(lambda engine: engine.cell_trace(cells, signals, way, state))
 
-    def cell_facts(self, cells: Cells, score: Score, state: State, initial: Tensor, thresholds: Thresholds) -> Played:
+    def cell_facts(
+        self, cells: LoneCells, signals: Signals, state: State, initial: Tensor, thresholds: Thresholds
+    ) -> ResponseFacts:
         """As `Engine.cell_facts`."""
-        return self._tried(lambda engine: engine.cell_facts(cells, score, state, initial, thresholds))
+        return self._tried(lambda engine: engine.cell_facts(cells, signals, state, initial, thresholds))
 
     def step_facts(self, hidden: Tensor, initial: Tensor, thresholds: Thresholds) -> StepFacts:
         """As `Engine.step_facts`."""
         return self._tried(lambda engine: engine.step_facts(hidden, initial, thresholds))
 
-    def sine_facts(self, hidden: Tensor, frequencies: Sequence[float], shown: int | None) -> SineFacts:
+    def sine_facts(self, hidden: Tensor, frequencies: Sequence[float], main: int | None) -> SineFacts:
         """As `Engine.sine_facts`."""
-        return self._tried(lambda engine: engine.sine_facts(hidden, frequencies, shown))
+        return self._tried(lambda engine: engine.sine_facts(hidden, frequencies, main))
 
     def _tried(self, call: Callable[[Engine], R]) -> R:
         if self.name in _given_up:

@@ -1,4 +1,4 @@
-"""What metrics need of responses, found while they are played, so that no response has to be kept."""
+"""What metrics need of responses, found while they are simulated, so that no response has to be kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.engines.fused import State
-from lstm_monitor.engines.lone_cells import Cells
+from lstm_monitor.engines.lone_cells import LoneCells
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class SineFacts:
 
     ``folded``: S tensors ``(H, period)``, the mean period, or the whole window ``(H, n)`` where a period is no whole
     number of steps. ``std (S, H)``: over the window, its mean taken out first. ``window (H, n)``: the samples
-    themselves of the sine number `shown`; None where that one is not among these.
+    themselves of the sine number `main`; None where that one is not among these.
     """
 
     steps: int
@@ -58,19 +58,19 @@ class SineFacts:
 
 
 @dataclass(frozen=True, eq=False)
-class Played:
-    """What was found of the responses to the steps and to the sines of one score."""
+class ResponseFacts:
+    """What was found of the responses to the steps and to the sines of a probe."""
 
     steps: StepFacts
     sines: SineFacts
 
 
 @dataclass(frozen=True, eq=False)
-class Score:
-    """What is played: signals ``steps (T1, S1)`` and ``sines (T2, S2)``, each along one of D directions.
+class Signals:
+    """What cells are given: ``steps (T1, S1)`` and ``sines (T2, S2)``, each along one of D directions.
 
     ``step_way (S1,)`` and ``sine_way (S2,)``: the number of each one's direction. ``frequencies``: of the sines, cycles
-    per step. ``shown``: the sine whose samples are kept.
+    per step. ``main``: the sine that stands for a cell in tables, whose samples are kept.
     """
 
     steps: Tensor
@@ -78,7 +78,7 @@ class Score:
     sines: Tensor
     sine_way: Tensor
     frequencies: tuple[float, ...]
-    shown: int
+    main: int
 
 
 @dataclass(frozen=True)
@@ -109,25 +109,27 @@ class Engine(Protocol):
     def name(self) -> str:
         """As in ``LSTM_MONITOR_ENGINE``."""
 
-    def cell_trace(self, cells: Cells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
+    def cell_trace(self, cells: LoneCells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
         """Cells alone from ``state``, each part ``(1, H)``: ``hidden (T, S, H)`` on ``signals (T, S)``; the last state.
 
         ``way (S,)``: the direction of each signal.
         """
 
-    def cell_facts(self, cells: Cells, score: Score, state: State, initial: Tensor, thresholds: Thresholds) -> Played:
+    def cell_facts(
+        self, cells: LoneCells, signals: Signals, state: State, initial: Tensor, thresholds: Thresholds
+    ) -> ResponseFacts:
         """Cells alone from ``state``, each part ``(1, H)``, without their responses; ``initial (H,)`` before it."""
 
     def step_facts(self, hidden: Tensor, initial: Tensor, thresholds: Thresholds) -> StepFacts:
         """Of a response ``hidden (T, S, H)`` to steps; ``initial (H,)`` before it."""
 
-    def sine_facts(self, hidden: Tensor, frequencies: Sequence[float], shown: int | None) -> SineFacts:
-        """Of a response ``hidden (T, S, H)`` to sines; `shown` the row whose window is kept, None for none."""
+    def sine_facts(self, hidden: Tensor, frequencies: Sequence[float], main: int | None) -> SineFacts:
+        """Of a response ``hidden (T, S, H)`` to sines; `main` the row whose window is kept, None for none."""
 
 
-def joined(parts: Sequence[Played]) -> Played:
-    """The cells of several layers, or parts of one, as those of one: the same score was played to all."""
-    return Played(joined_facts([p.steps for p in parts]), joined_facts([p.sines for p in parts]))
+def joined(parts: Sequence[ResponseFacts]) -> ResponseFacts:
+    """The cells of several layers, or parts of one, as those of one: all were given the same signals."""
+    return ResponseFacts(joined_facts([p.steps for p in parts]), joined_facts([p.sines for p in parts]))
 
 
 def stacked_steps(parts: Sequence[StepFacts]) -> StepFacts:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lstm_monitor.engines.lone_cells import Cells
+from lstm_monitor.engines.lone_cells import LoneCells
 
 Values = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ class Linear:
 
 
 @np.errstate(all="ignore")
-def linearize(cells: Cells, hidden: Tensor) -> Linear:
+def linearize(cells: LoneCells, hidden: Tensor) -> Linear:
     """The cells around the rest that is next to ``hidden (H,)``, for inputs along the first direction.
 
     The rest is found by Newton's method. Where there is none next to it, `left` is large or NaN, or `rest` is far from
@@ -56,7 +56,7 @@ def linearize(cells: Cells, hidden: Tensor) -> Linear:
 
 @dataclass(frozen=True, eq=False)
 class _Exact:
-    """As `Cells`, in float64, with one direction: ``own``, ``bias`` and ``drive (G, H)``, ``inner (H,)``."""
+    """As `LoneCells`, in float64, with one direction: ``own``, ``bias`` and ``drive (G, H)``, ``inner (H,)``."""
 
     own: Values
     bias: Values

@@ -12,7 +12,7 @@ from lstm_monitor.core.weights import LayerWeights
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class LoneCells:
     """H cells of one kind, of one layer or of several, each with its own recurrence only; G gates in torch's order.
 
     ``own (G, H)``: the weight of a cell's hidden state on its own gate. ``bias (G, H)``: all that is constant. ``inner
@@ -61,7 +61,7 @@ def dense(weights: LayerWeights) -> LayerWeights:
     return LayerWeights(weights.kind, weights.weight_ih, matrix, weights.bias_ih, weights.bias_hh, weights.weight_hr)
 
 
-def cells_of(weights: LayerWeights, hidden_mean: Tensor, mean: Tensor, directions: Tensor) -> Cells:
+def cells_of(weights: LayerWeights, hidden_mean: Tensor, mean: Tensor, directions: Tensor) -> LoneCells:
     """A layer's cells alone, around the inputs' ``mean (I,)``, for inputs along ``directions (I, D)``.
 
     What a cell receives from the others is frozen at ``hidden_mean (H,)``. Nothing of the size ``(H, H)`` is made.
@@ -69,27 +69,27 @@ def cells_of(weights: LayerWeights, hidden_mean: Tensor, mean: Tensor, direction
     return cells_in_layer(decouple(weights, hidden_mean).from_mean(mean).along(directions))
 
 
-def cells_in_layer(weights: LayerWeights) -> Cells:
+def cells_in_layer(weights: LayerWeights) -> LoneCells:
     """The cells of a layer, each feature a direction."""
     own, drive, given, heard = (
         tensor.unflatten(-1, (-1, weights.hidden_size)).contiguous()
         for tensor in (weights.weight_hh[:, 0], weights.weight_ih.T, weights.bias_ih, weights.bias_hh)
     )
     if weights.kind != "gru":
-        return Cells(weights.kind, own, given + heard, None, drive)
-    return Cells(weights.kind, own, torch.cat([given[:2] + heard[:2], given[2:]]), heard[2], drive)
+        return LoneCells(weights.kind, own, given + heard, None, drive)
+    return LoneCells(weights.kind, own, torch.cat([given[:2] + heard[:2], given[2:]]), heard[2], drive)
 
 
-def cells_in(cells: Cells, part: slice) -> Cells:
+def cells_in(cells: LoneCells, part: slice) -> LoneCells:
     """Some of the cells, as views."""
     inner = None if cells.inner is None else cells.inner[part]
     return replace(cells, own=cells.own[:, part], bias=cells.bias[:, part], inner=inner, drive=cells.drive[..., part])
 
 
-def joined_cells(parts: list[Cells]) -> Cells:
+def joined_cells(parts: list[LoneCells]) -> LoneCells:
     """The cells of several layers of one kind, driven along the same number of directions, as those of one."""
     if len(parts) == 1:
         return parts[0]
     inner = None if parts[0].inner is None else torch.cat([p.inner for p in parts if p.inner is not None])
     own, bias, drive = (torch.cat([getattr(p, name) for p in parts], dim=-1) for name in ("own", "bias", "drive"))
-    return Cells(parts[0].kind, own, bias, inner, drive)
+    return LoneCells(parts[0].kind, own, bias, inner, drive)

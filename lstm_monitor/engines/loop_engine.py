@@ -14,9 +14,9 @@ from torch import Tensor
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines import trace_facts
-from lstm_monitor.engines.facts import Engine, Played, Score, SineFacts, StepFacts
+from lstm_monitor.engines.facts import Engine, ResponseFacts, Signals, SineFacts, StepFacts
 from lstm_monitor.engines.fused import State
-from lstm_monitor.engines.lone_cells import Cells, dense
+from lstm_monitor.engines.lone_cells import LoneCells, dense
 
 
 def run_loop(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tensor, State, Mapping[str, Tensor]]:
@@ -75,7 +75,7 @@ class LoopEngine:
 
     name: str = "loop"
 
-    def cell_trace(self, cells: Cells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
+    def cell_trace(self, cells: LoneCells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
         """Cells alone: ``hidden (T, S, H)`` on ``signals (T, S)`` along the directions ``way (S,)``; the last state."""
         step, hidden = _STEPS[cells.kind], []
         state = tuple(part.expand(signals.shape[1], -1) for part in state)
@@ -85,35 +85,37 @@ class LoopEngine:
             hidden.append(state[0])
         return torch.stack(hidden), state
 
-    def cell_facts(self, cells: Cells, score: Score, state: State, initial: Tensor, thresholds: Thresholds) -> Played:
+    def cell_facts(
+        self, cells: LoneCells, signals: Signals, state: State, initial: Tensor, thresholds: Thresholds
+    ) -> ResponseFacts:
         """Cells alone from ``state``, each part ``(1, H)``; ``initial (H,)`` before it."""
-        steps, _ = self.cell_trace(cells, score.steps, score.step_way, state)
-        sines, _ = self.cell_trace(cells, score.sines, score.sine_way, state)
-        return Played(
-            self.step_facts(steps, initial, thresholds), self.sine_facts(sines, score.frequencies, score.shown)
+        steps, _ = self.cell_trace(cells, signals.steps, signals.step_way, state)
+        sines, _ = self.cell_trace(cells, signals.sines, signals.sine_way, state)
+        return ResponseFacts(
+            self.step_facts(steps, initial, thresholds), self.sine_facts(sines, signals.frequencies, signals.main)
         )
 
     def step_facts(self, hidden: Tensor, initial: Tensor, thresholds: Thresholds) -> StepFacts:
         """Of a response ``hidden (T, S, H)`` to steps; ``initial (H,)`` before it."""
         return trace_facts.step_facts(hidden, initial, thresholds)
 
-    def sine_facts(self, hidden: Tensor, frequencies: Sequence[float], shown: int | None) -> SineFacts:
-        """Of a response ``hidden (T, S, H)`` to sines; `shown` the row whose window is kept, None for none."""
-        return trace_facts.sine_facts(hidden, frequencies, shown)
+    def sine_facts(self, hidden: Tensor, frequencies: Sequence[float], main: int | None) -> SineFacts:
+        """Of a response ``hidden (T, S, H)`` to sines; `main` the row whose window is kept, None for none."""
+        return trace_facts.sine_facts(hidden, frequencies, main)
 
 
 Driven = tuple[Tensor, ...]
 """What each gate receives besides its own recurrence, ``(S, H)`` each."""
 
 
-def _lone_lstm(cells: Cells, driven: Driven, state: State) -> State:
+def _lone_lstm(cells: LoneCells, driven: Driven, state: State) -> State:
     h, c = state
     i, f, g, o = (z + own * h for z, own in zip(driven, cells.own, strict=True))
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def _lone_gru(cells: Cells, driven: Driven, state: State) -> State:
+def _lone_gru(cells: LoneCells, driven: Driven, state: State) -> State:
     (h,) = state
     assert cells.inner is not None
     r, z = (torch.sigmoid(x + own * h) for x, own in zip(driven[:2], cells.own[:2], strict=True))
@@ -121,15 +123,15 @@ def _lone_gru(cells: Cells, driven: Driven, state: State) -> State:
     return ((1 - z) * n + z * h,)
 
 
-def _lone_rnn_tanh(cells: Cells, driven: Driven, state: State) -> State:
+def _lone_rnn_tanh(cells: LoneCells, driven: Driven, state: State) -> State:
     return (torch.tanh(driven[0] + cells.own[0] * state[0]),)
 
 
-def _lone_rnn_relu(cells: Cells, driven: Driven, state: State) -> State:
+def _lone_rnn_relu(cells: LoneCells, driven: Driven, state: State) -> State:
     return (torch.relu(driven[0] + cells.own[0] * state[0]),)
 
 
-_STEPS: dict[str, Callable[[Cells, Driven, State], State]] = {
+_STEPS: dict[str, Callable[[LoneCells, Driven, State], State]] = {
     "lstm": _lone_lstm,
     "gru": _lone_gru,
     "rnn_tanh": _lone_rnn_tanh,

@@ -40,16 +40,16 @@ def _step_facts(hidden: Tensor, initial: Tensor, thresholds: Thresholds) -> Step
     return step_record(steps, [y0, top, bottom, *means, *times])
 
 
-def sine_facts(hidden: Tensor, frequencies: Sequence[float], shown: int | None) -> SineFacts:
-    """Of the responses ``hidden (T, S, H)`` to sines, one a frequency; `shown`: whose window is kept, None for none."""
-    return late_sine_facts(hidden[len(hidden) // 2 :], len(hidden), frequencies, shown)
+def sine_facts(hidden: Tensor, frequencies: Sequence[float], main: int | None) -> SineFacts:
+    """Of the responses ``hidden (T, S, H)`` to sines, one a frequency; `main`: whose window is kept, None for none."""
+    return late_sine_facts(hidden[len(hidden) // 2 :], len(hidden), frequencies, main)
 
 
-def late_sine_facts(late: Tensor, steps: int, frequencies: Sequence[float], shown: int | None) -> SineFacts:
+def late_sine_facts(late: Tensor, steps: int, frequencies: Sequence[float], main: int | None) -> SineFacts:
     """As `sine_facts`, of the samples ``late (T - T // 2, S, H)`` after the first half of `steps`."""
     sizes = [window_of(steps, frequency) for frequency in frequencies]
     found = [_fold(late[: window.size, k], window.period) for k, window in enumerate(sizes)]
-    kept = None if shown is None else late[: sizes[shown].size, shown].T.contiguous()
+    kept = None if main is None else late[: sizes[main].size, main].T.contiguous()
     folded = tuple(period for period, _ in found)
     return SineFacts(steps, tuple(frequencies), folded, torch.stack([std for _, std in found]), kept)
 

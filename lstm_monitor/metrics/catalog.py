@@ -104,5 +104,5 @@ CATALOG: dict[str, MetricSpec] = {spec.path: spec for spec in _specs()}
 DRIFTING = ("step/settling_time", "step/peak_response", "sine/amplitude", "activity/std", "gates/tau_f")
 """The metrics whose drift is logged; the drift of every metric is in the report."""
 
-SHOWN_PERIOD = 16
+MAIN_PERIOD = 16
 """The sine's period in steps whose values stand for a cell in tables and scalars; all are in the Bode picture."""

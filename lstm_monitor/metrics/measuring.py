@@ -11,9 +11,9 @@ from torch import Tensor
 from lstm_monitor.core.definitions import Reason, Thresholds
 from lstm_monitor.core.records import Metric, Metrics, Response, Stimulus
 from lstm_monitor.core.terms import GATES, Kind, LayerKey
-from lstm_monitor.engines.facts import Played, joined
+from lstm_monitor.engines.facts import ResponseFacts, joined
 from lstm_monitor.metrics import activity, gates
-from lstm_monitor.metrics.catalog import CATALOG, SHOWN_PERIOD, MetricSpec
+from lstm_monitor.metrics.catalog import CATALOG, MAIN_PERIOD, MetricSpec
 from lstm_monitor.metrics.sine import SineSummary, cutoff_with_reason, summarize_sines
 from lstm_monitor.metrics.step import StepSummary, summarize, undefined
 
@@ -42,7 +42,7 @@ def measure(*responses: Response, thresholds: Thresholds | None = None) -> Metri
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Cells of one layer in one mode, of which something was played: their groups have this `ending`.
+    """Cells of one layer in one mode, which were given steps and sines: their groups have this `ending`.
 
     ``steps`` and ``sines``: the stimuli's names.
     """
@@ -53,15 +53,15 @@ class Part:
     sines: tuple[str, ...]
 
 
-def measure_played(played: Sequence[Played], parts: Sequence[Part], thresholds: Thresholds) -> list[list[Metric]]:
+def measure_facts(given: Sequence[ResponseFacts], parts: Sequence[Part], thresholds: Thresholds) -> list[list[Metric]]:
     """The step and sine metrics of each part, in one pass over all cells: a decoupled cell is just another cell.
 
     Args:
-        played: what was found of the cells; to all of them one score was played, apart from directions and names.
+        given: what was found of the cells; all of them were given the same signals, apart from directions and names.
         parts: how the cells, all of them in their order, are divided.
         thresholds: the named numbers in the definitions.
     """
-    found = joined(played)
+    found = joined(given)
     steps = _steps(StepSummary(found.steps, thresholds), parts)
     sines = _sines(SineSummary(found.sines, found.sines.steps // 2, thresholds), parts)
     return [of_steps + of_sines for of_steps, of_sines in zip(steps, sines, strict=True)]
@@ -78,7 +78,7 @@ def _measure(response: Response, thresholds: Thresholds) -> list[Metric]:
         items += _steps(summarize(y, response.baseline, thresholds), parts)[0]
     if sines:
         frequencies = [float(stimulus.frequency or 0) for stimulus in sines]
-        items += _sines(summarize_sines(waves, frequencies, shown_of(frequencies), thresholds), parts)[0]
+        items += _sines(summarize_sines(waves, frequencies, main_of(frequencies), thresholds), parts)[0]
     return items
 
 
@@ -90,9 +90,9 @@ def _rows(response: Response, kind: str) -> tuple[Tensor, tuple[Stimulus, ...]]:
     return hidden, chosen
 
 
-def shown_of(frequencies: Sequence[float]) -> int:
+def main_of(frequencies: Sequence[float]) -> int:
     """The number of the sine that stands for a cell in tables and scalars."""
-    return min(range(len(frequencies)), key=lambda k: abs(1 / frequencies[k] - SHOWN_PERIOD))
+    return min(range(len(frequencies)), key=lambda k: abs(1 / frequencies[k] - MAIN_PERIOD))
 
 
 def _steps(summary: StepSummary, parts: Sequence[Part]) -> list[list[Metric]]:
@@ -128,7 +128,7 @@ def _step_rows(summary: StepSummary) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _sines(summary: SineSummary, parts: Sequence[Part]) -> list[list[Metric]]:
-    shown = shown_of(summary.facts.frequencies)
+    main = main_of(summary.facts.frequencies)
     rows = {
         "amplitude": (summary.amplitude, summary.amplitude_reason),
         "phase_lag": (summary.phase_lag, summary.phase_reason),
@@ -137,16 +137,16 @@ def _sines(summary: SineSummary, parts: Sequence[Part]) -> list[list[Metric]]:
     }
     single = {
         "cutoff_frequency": cutoff_with_reason(summary.amplitude, summary.facts.frequencies, summary.thresholds),
-        "dominant_frequency": summary.dominant_with_reason(shown),
+        "dominant_frequency": summary.dominant_with_reason(main),
     }
     values, reasons = (torch.stack([row[k] for row in rows.values()]) for k in (0, 1))
     value, reason = (torch.stack([row[k] for row in single.values()]) for k in (0, 1))
     value = undefined(value, reason)
-    of_each = _divided("sine", tuple(rows), lambda part: [part.sines] * 4, parts, values, reasons, values[:, shown])
+    of_each = _divided("sine", tuple(rows), lambda part: [part.sines] * 4, parts, values, reasons, values[:, main])
     of_all = _divided(
         "sine",
         tuple(single),
-        lambda part: [("all periods",), (part.sines[shown],)],
+        lambda part: [("all periods",), (part.sines[main],)],
         parts,
         value[:, None],
         reason[:, None],
@@ -224,9 +224,9 @@ def _gate_metric(name: str, values: Tensor | None, response: Response) -> Metric
     return _metric("gates", name, values[None], reasons[None], (str(response.source),))
 
 
-def _metric(group: str, name: str, values: Tensor, reasons: Tensor, labels: tuple[str, ...], shown: int = 0) -> Metric:
+def _metric(group: str, name: str, values: Tensor, reasons: Tensor, labels: tuple[str, ...], main: int = 0) -> Metric:
     """A metric of which one row stands for the cell."""
-    return Metric(group, name, values, reasons, labels, values[shown])
+    return Metric(group, name, values, reasons, labels, values[main])
 
 
 def _median(values: Tensor) -> Tensor:

@@ -91,10 +91,10 @@ class SineSummary:
         """Pearson's correlation with the input sine over the window."""
         return undefined(self._found[3] / self.facts.std, self.correlation_reason)
 
-    def dominant_with_reason(self, shown: int) -> tuple[Tensor, Tensor]:
-        """The strongest frequency in the window of the sine number `shown`, and why it is undefined."""
+    def dominant_with_reason(self, main: int) -> tuple[Tensor, Tensor]:
+        """The strongest frequency in the window of the sine number `main`, and why it is undefined."""
         assert self.facts.window is not None
-        return strongest(self.facts.window), _steady_reason(self.facts.std[shown], self.thresholds)
+        return strongest(self.facts.window), _steady_reason(self.facts.std[main], self.thresholds)
 
 
 def _harmonics(frequency: float, steps: int) -> int:
@@ -140,9 +140,9 @@ def summarize_sine(
 
 
 def summarize_sines(
-    y: Tensor, frequencies: Sequence[float], shown: int, thresholds: Thresholds = DEFAULT
+    y: Tensor, frequencies: Sequence[float], main: int, thresholds: Thresholds = DEFAULT
 ) -> SineSummary:
-    """The summary that all metrics of the responses ``y (S, H, T)`` to S sines share; `shown` keeps its samples.
+    """The summary that all metrics of the responses ``y (S, H, T)`` to S sines share; `main` keeps its samples.
 
     Raises:
         TypeError, ValueError: as `summarize_sine`.
@@ -150,7 +150,7 @@ def summarize_sines(
     y = at_least_float32(y)
     for frequency in frequencies:
         check_window(y.shape[-1], frequency, y.shape[-1] // 2)
-    return SineSummary(ENGINE.sine_facts(y.permute(2, 0, 1), frequencies, shown), y.shape[-1] // 2, thresholds)
+    return SineSummary(ENGINE.sine_facts(y.permute(2, 0, 1), frequencies, main), y.shape[-1] // 2, thresholds)
 
 
 def check_window(steps: int, frequency: float, transient: int) -> None:

@@ -147,7 +147,7 @@ def summarize(y: Tensor, y0: Tensor | None = None, thresholds: Thresholds = DEFA
 
 
 def _facts_of(y: Tensor, start: Tensor, thresholds: Thresholds) -> StepFacts:
-    """Of each response of ``y (..., T)`` from its own ``start (...)``: they are played as one cell each."""
+    """Of each response of ``y (..., T)`` from its own ``start (...)``: each is taken for a cell of its own."""
     rows = y.reshape(start.numel(), y.shape[-1])
     facts = ENGINE.step_facts(rows.T[:, None], start.reshape(-1), thresholds)
     values = {field.name: getattr(facts, field.name) for field in fields(facts)}

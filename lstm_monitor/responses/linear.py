@@ -19,7 +19,7 @@ from lstm_monitor.core.trees import to_host
 from lstm_monitor.core.weights import CellWeights, LayerWeights
 from lstm_monitor.engines.linearize import Linear, Values, cutoff, dominant_pole, is_stable, linearize, transfer
 from lstm_monitor.engines.lone_cells import cells_of
-from lstm_monitor.metrics.catalog import CATALOG, SHOWN_PERIOD
+from lstm_monitor.metrics.catalog import CATALOG, MAIN_PERIOD
 from lstm_monitor.responses.rest import Rest, settle
 from lstm_monitor.responses.stimuli import default_stimuli
 
@@ -114,7 +114,7 @@ def linear_metrics(snap: Snapshot, probe: Probe, thresholds: Thresholds, rest: R
     """
     labels = tuple(sine.name for sine in probe.sines)
     frequencies = [float(sine.frequency or 0) for sine in probe.sines]
-    shown = min(range(len(labels)), key=lambda k: abs(1 / frequencies[k] - SHOWN_PERIOD))
+    shown = min(range(len(labels)), key=lambda k: abs(1 / frequencies[k] - MAIN_PERIOD))
     if isinstance(snap.weights, CellWeights):
         return _no_closed_form(snap, labels, shown)
     with torch.no_grad():

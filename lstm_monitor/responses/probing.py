@@ -15,10 +15,10 @@ from lstm_monitor.core.terms import Mode
 from lstm_monitor.core.weights import CellWeights, LayerWeights
 from lstm_monitor.engines.batch_size import stimuli_at_once, with_less
 from lstm_monitor.engines.choice import engine_for
-from lstm_monitor.engines.facts import Played, Score, SineFacts, StepFacts, stacked_sines, stacked_steps
+from lstm_monitor.engines.facts import ResponseFacts, Signals, SineFacts, StepFacts, stacked_sines, stacked_steps
 from lstm_monitor.engines.lone_cells import cells_of, joined_cells
 from lstm_monitor.engines.run import in_mode, run
-from lstm_monitor.metrics.measuring import Part, flagged, measure, measure_played, not_measured, shown_of
+from lstm_monitor.metrics.measuring import Part, flagged, main_of, measure, measure_facts, not_measured
 from lstm_monitor.metrics.step import StepSummary
 from lstm_monitor.responses.linear import linear_metrics
 from lstm_monitor.responses.rest import Rest, settle, settle_cells
@@ -45,19 +45,19 @@ class Shown:
 class Heard:
     """What was found of the cells of one layer or more in one mode, and where they came to rest before."""
 
-    played: Played
+    played: ResponseFacts
     rest: Rest
     shown: Shown | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """A probe's stimuli as a score along ``directions (I, D)``.
+    """A probe's stimuli as signals along ``directions (I, D)``.
 
     Layers with the same `kind` are measured together, those that have the same `content` too are played together.
     """
 
-    score: Score
+    signals: Signals
     directions: Tensor
     kind: tuple[object, ...]
     content: tuple[object, ...]
@@ -68,7 +68,7 @@ _coded: WeakKeyDictionary[Probe, Coded] = WeakKeyDictionary()
 
 
 def coded(case: Case) -> Coded:
-    """A probe's stimuli as a score, of the layer's type and on its device."""
+    """A probe's stimuli as signals, of the layer's type and on its device."""
     known, like = _coded.get(case.probe), case.snap.weights.like
     if known is None or (known.directions.dtype, known.directions.device) != (like.dtype, like.device):
         known = _coded[case.probe] = _code(case.probe, like)
@@ -80,9 +80,11 @@ def _code(probe: Probe, like: Tensor) -> Coded:
     count = len(probe.steps)
     steps, sines = (_signals(stimuli, like) for stimuli in (probe.steps, probe.sines))
     frequencies = tuple(float(sine.frequency or 0) for sine in probe.sines)
-    score = Score(steps, way[:count], sines, way[count:], frequencies, shown_of(frequencies))
+    signals = Signals(steps, way[:count], sines, way[count:], frequencies, main_of(frequencies))
     kind = (like.dtype, like.device, steps.shape, sines.shape, frequencies)
-    return Coded(score, directions.to(like), kind, tuple(part.cpu().numpy().tobytes() for part in (steps, sines, way)))
+    return Coded(
+        signals, directions.to(like), kind, tuple(part.cpu().numpy().tobytes() for part in (steps, sines, way))
+    )
 
 
 def _signals(stimuli: Sequence[Stimulus], like: Tensor) -> Tensor:
@@ -91,9 +93,9 @@ def _signals(stimuli: Sequence[Stimulus], like: Tensor) -> Tensor:
 
 def play_traces(case: Case, mode: Mode, thresholds: Thresholds) -> Heard:
     """Play to one layer in batches of 16 stimuli or fewer; the responses to one batch are in memory at a time."""
-    rest, score = settle(case.snap, mode, thresholds), coded(case).score
-    steps = max(len(score.steps), len(score.sines))
-    at_once = stimuli_at_once(score.steps.device, case.snap.hidden_size, steps, score.steps.dtype)
+    rest, signals = settle(case.snap, mode, thresholds), coded(case).signals
+    steps = max(len(signals.steps), len(signals.sines))
+    at_once = stimuli_at_once(signals.steps.device, case.snap.hidden_size, steps, signals.steps.dtype)
     return with_less(lambda count: _play_traces(case, mode, rest, thresholds, count), at_once)
 
 
@@ -103,22 +105,22 @@ def _play_traces(case: Case, mode: Mode, rest: Rest, thresholds: Thresholds, at_
     engine = engine_for(rest.hidden.device, rest.hidden.dtype)
     steps: list[StepFacts] = []
     sines: list[SineFacts] = []
-    for signals, way, waves in _batches(code.score, at_once):
+    for signals, way, waves in _batches(code.signals, at_once):
         known = None  # before the next batch is played
         hidden = hear(signals, way)
         if waves:
-            frequencies = [code.score.frequencies[k] for k in waves]
-            shown = waves.index(code.score.shown) if code.score.shown in waves else None
-            sines.append(engine.sine_facts(hidden[:, : len(waves)], frequencies, shown))
+            frequencies = [code.signals.frequencies[k] for k in waves]
+            main = waves.index(code.signals.main) if code.signals.main in waves else None
+            sines.append(engine.sine_facts(hidden[:, : len(waves)], frequencies, main))
         if len(waves) < len(way):
             steps.append(engine.step_facts(hidden[:, len(waves) :], rest.hidden, thresholds))
         known = hidden[:, len(waves) :] if len(steps) == 1 else None
         del hidden
-    played = Played(stacked_steps(steps), stacked_sines(sines))
+    played = ResponseFacts(stacked_steps(steps), stacked_sines(sines))
     number = (StepSummary(played.steps, thresholds).reason == 0).sum(1).argmax()
     if known is None:
         one = slice(int(number), int(number) + 1)
-        response = hear(code.score.steps[:, one], code.score.step_way[one])[:, 0]
+        response = hear(code.signals.steps[:, one], code.signals.step_way[one])[:, 0]
     else:
         response = known.index_select(1, number[None])[:, 0]
     return Heard(played, rest, Shown(number, (response - rest.hidden).T.contiguous()))
@@ -135,14 +137,14 @@ def _hearing(snap: Snapshot, mode: Mode, directions: Tensor, rest: Rest) -> Call
     return hear
 
 
-def _batches(score: Score, at_once: int) -> Iterator[tuple[Tensor, Tensor, range]]:
+def _batches(given: Signals, at_once: int) -> Iterator[tuple[Tensor, Tensor, range]]:
     """Signals ``(T, S)``, their ways ``(S,)``, and which sines come first among them; all after them are steps."""
-    count = score.sines.shape[1]
-    if len(score.steps) == len(score.sines):
-        signals, way = torch.cat([score.sines, score.steps], dim=1), torch.cat([score.sine_way, score.step_way])
+    count = given.sines.shape[1]
+    if len(given.steps) == len(given.sines):
+        signals, way = torch.cat([given.sines, given.steps], dim=1), torch.cat([given.sine_way, given.step_way])
         runs = [(signals, way, count)]
     else:
-        runs = [(score.sines, score.sine_way, count), (score.steps, score.step_way, 0)]
+        runs = [(given.sines, given.sine_way, count), (given.steps, given.step_way, 0)]
     for signals, way, waves in runs:
         for start in range(0, len(way), at_once):
             part = slice(start, start + at_once)
@@ -169,12 +171,14 @@ def play_alone(cases: Sequence[Case], thresholds: Thresholds) -> Heard:
     cells = joined_cells(lone)
     rest = settle_cells(cells, [case.snap.hidden_size for case in cases], thresholds)
     engine = engine_for(rest.hidden.device, rest.hidden.dtype)
-    return Heard(engine.cell_facts(cells, codes[0].score, rest.state, rest.hidden, thresholds), rest)
+    return Heard(engine.cell_facts(cells, codes[0].signals, rest.state, rest.hidden, thresholds), rest)
 
 
 def cost_of(case: Case, mode: Mode) -> float:
     """About how long it takes to play to a layer, in any unit: coupled, every cell hears all others."""
-    samples = sum(part.numel() for part in (coded(case).score.steps, coded(case).score.sines)) * case.snap.hidden_size
+    samples = (
+        sum(part.numel() for part in (coded(case).signals.steps, coded(case).signals.sines)) * case.snap.hidden_size
+    )
     others = 0.0 if mode == "alone" and isinstance(case.snap.weights, LayerWeights) else case.snap.hidden_size / 16
     return samples * (4 + others)
 
@@ -210,7 +214,7 @@ def measured(
     for items in passes.values():
         numbers = [k for group, _, _ in items for k in group]
         parts = [_part(cases[k], ending) for group, ending, _ in items for k in group]
-        results = measure_played([heard.played for _, _, heard in items], parts, thresholds)
+        results = measure_facts([heard.played for _, _, heard in items], parts, thresholds)
         for k, metrics in zip(numbers, results, strict=True):
             found[k] += metrics
     for group, heard in zip(groups, alone, strict=True):

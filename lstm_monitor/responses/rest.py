@@ -14,7 +14,7 @@ from lstm_monitor.core.terms import Mode
 from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines.choice import engine_for
 from lstm_monitor.engines.fused import State
-from lstm_monitor.engines.lone_cells import Cells, cells_of
+from lstm_monitor.engines.lone_cells import LoneCells, cells_of
 from lstm_monitor.engines.run import in_mode, run, zero_state
 
 SETTLE_CHUNK = 64
@@ -45,7 +45,7 @@ def settle(snapshot: Snapshot, mode: Mode, thresholds: Thresholds) -> Rest:
     return _rest(lambda state: run(still, mode, inputs, state), zero_state(still, 1), None, thresholds)
 
 
-def settle_cells(cells: Cells, sizes: Sequence[int] | None, thresholds: Thresholds) -> Rest:
+def settle_cells(cells: LoneCells, sizes: Sequence[int] | None, thresholds: Thresholds) -> Rest:
     """As `settle` of cells alone, of several layers of these `sizes`: each moves for as long as its own cells need."""
     signals = cells.bias.new_zeros(SETTLE_CHUNK, 1)
     way = torch.zeros(1, dtype=torch.long, device=signals.device)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import lstm_monitor as lm
 from lstm_monitor.engines import choice
 from lstm_monitor.engines.choice import Guarded, engine_for
-from lstm_monitor.engines.facts import Score
-from lstm_monitor.engines.lone_cells import Cells, cells_of
+from lstm_monitor.engines.facts import Signals
+from lstm_monitor.engines.lone_cells import LoneCells, cells_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BROKEN = {
@@ -125,20 +125,20 @@ for fault in {list(BROKEN)!r}:
     assert [line.startswith(said) for line in lines] == [True] * len(BROKEN)
 
 
-def cells() -> tuple[Cells, Score, tuple[Tensor, ...]]:
+def cells() -> tuple[LoneCells, Signals, tuple[Tensor, ...]]:
     torch.manual_seed(0)
     (snap,) = lm.snapshot(nn.LSTM(3, 5))
     assert isinstance(snap.weights, lm.LayerWeights)
     lone = cells_of(snap.weights, snap.hidden_mean, snap.point.mean, torch.eye(3)[:, :2])
     sine = lm.sinusoid(torch.ones(3), 1 / 8, steps=32).signal[:, None]
-    score = Score(torch.ones(20, 2), torch.tensor([0, 1]), sine, torch.tensor([0]), (1 / 8,), 0)
-    return lone, score, (torch.zeros(1, 5), torch.zeros(1, 5))
+    signals = Signals(torch.ones(20, 2), torch.tensor([0, 1]), sine, torch.tensor([0]), (1 / 8,), 0)
+    return lone, signals, (torch.zeros(1, 5), torch.zeros(1, 5))
 
 
 def test_a_kernel_that_cannot_run_here_gives_way(caplog: pytest.LogCaptureFixture) -> None:
     """What Triton says without a GPU stands for every failure to compile."""
-    lone, score, start = cells()
-    given = (lone, score, start, torch.zeros(5), lm.Thresholds())
+    lone, signals, start = cells()
+    given = (lone, signals, start, torch.zeros(5), lm.Thresholds())
     found, expected = Guarded("triton").cell_facts(*given), choice.PLAIN["torch"].cell_facts(*given)
     assert torch.equal(found.steps.outside, expected.steps.outside)
     Guarded("triton").cell_facts(*given)

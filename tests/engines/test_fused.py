@@ -1,4 +1,4 @@
-"""The coupled engine: weights in one piece for cuDNN, how much is played at once, and full precision inside."""
+"""The coupled engine: weights in one piece for cuDNN, how much is simulated at once, and full precision inside."""
 
 from __future__ import annotations
 
@@ -176,19 +176,19 @@ ERRORS = [
 def test_half_as_many_at_once_where_a_gpu_is_full(error: Exception, room: int, tried: list[int]) -> None:
     asked: list[int] = []
 
-    def play(count: int) -> str:
+    def simulate(count: int) -> str:
         asked.append(count)
         if count > room:
             raise error
-        return "played"
+        return "simulated"
 
-    assert with_less(play, 16) == "played"
+    assert with_less(simulate, 16) == "simulated"
     assert asked == tried
     room = 0
     for at_once, more in ((16, [16, 8]), (1, [1])):
         asked.clear()
         with pytest.raises(type(error)):
-            with_less(play, at_once)
+            with_less(simulate, at_once)
         assert asked == more
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.terms import GATES, Kind
 from lstm_monitor.core.weights import LayerWeights
-from lstm_monitor.engines.facts import Played, Score, SineFacts, StepFacts, window_of
+from lstm_monitor.engines.facts import ResponseFacts, Signals, SineFacts, StepFacts, window_of
 from lstm_monitor.engines.fused import State
-from lstm_monitor.engines.lone_cells import Cells, cells_in, cells_of
+from lstm_monitor.engines.lone_cells import LoneCells, cells_in, cells_of
 from lstm_monitor.engines.numba_engine.compile import compiled
 from lstm_monitor.engines.numba_engine.engine import ENGINE
 from tests.helpers import oracles
@@ -44,7 +44,7 @@ def layer(kind: Kind, size: int, scale: float = 1.0, seed: int = 0) -> LayerWeig
     return LayerWeights(kind, draw(rows, FEATURES), 0.8 * draw(rows, size).clamp(-1, 1), draw(rows), draw(rows))
 
 
-def cells_and_state(weights: LayerWeights) -> tuple[Cells, State, Tensor, Tensor]:
+def cells_and_state(weights: LayerWeights) -> tuple[LoneCells, State, Tensor, Tensor]:
     """Its cells alone, a state, the inputs' mean ``(I,)`` and directions ``(I, D)``."""
     generator = torch.Generator().manual_seed(1)
     size, count = weights.hidden_size, 2 if weights.kind == "lstm" else 1
@@ -76,12 +76,12 @@ def inputs_of(signals: Tensor, way: Tensor, mean: Tensor, ways: Tensor) -> Tenso
     return mean.double() + signals.double()[..., None] * ways.double().T[way]
 
 
-def score_of(steps: int, longer: int) -> Score:
+def probe_signals(steps: int, longer: int) -> Signals:
     signs = torch.tensor([1.0, -1.0, 2.0, 0.5])
     time = torch.arange(longer)[:, None]
     frequencies = tuple(1 / period for period in PERIODS)
     sines = torch.sin(2 * torch.pi * torch.tensor(frequencies) * time)
-    return Score(signs.expand(steps, 4), torch.arange(4) % DIRECTIONS, sines, torch.arange(5) % 2, frequencies, 1)
+    return Signals(signs.expand(steps, 4), torch.arange(4) % DIRECTIONS, sines, torch.arange(5) % 2, frequencies, 1)
 
 
 @EACH_KIND
@@ -115,12 +115,12 @@ def test_one_step_from_the_oracles_state_holds_with_any_weights(kind: Kind, scal
 
 def test_saturated_gates_are_open_or_shut_to_the_last_digit() -> None:
     big = torch.tensor([[200.0], [200.0], [200.0], [200.0]])
-    cells = Cells("lstm", torch.zeros(4, 1), big, None, torch.zeros(1, 4, 1))
+    cells = LoneCells("lstm", torch.zeros(4, 1), big, None, torch.zeros(1, 4, 1))
     state = (torch.zeros(1, 1), torch.zeros(1, 1))
     hidden, (_, cell) = ENGINE.cell_trace(cells, torch.zeros(300, 1), torch.zeros(1, dtype=torch.long), state)
     assert cell.item() == 300
     assert hidden[-1].item() == 1
-    shut = Cells("lstm", torch.zeros(4, 1), -big, None, torch.zeros(1, 4, 1))
+    shut = LoneCells("lstm", torch.zeros(4, 1), -big, None, torch.zeros(1, 4, 1))
     hidden, (_, cell) = ENGINE.cell_trace(shut, torch.zeros(3, 1), torch.zeros(1, dtype=torch.long), state)
     assert abs(cell.item()) < 1e-11
     assert abs(hidden[-1].item()) < 1e-11
@@ -128,16 +128,16 @@ def test_saturated_gates_are_open_or_shut_to_the_last_digit() -> None:
 
 @EACH_KIND
 @pytest.mark.parametrize(("steps", "longer", "size"), [(64, 96, 70), (64, 64, 1), (5, 40, 64), (1, 33, 3)])
-def test_facts_while_playing_are_those_of_the_trace(kind: Kind, steps: int, longer: int, size: int) -> None:
+def test_facts_found_meanwhile_are_those_of_the_trace(kind: Kind, steps: int, longer: int, size: int) -> None:
     cells, state, _, _ = cells_and_state(layer(kind, size))
-    score, initial = score_of(steps, longer), state[0][0]
-    played = ENGINE.cell_facts(cells, score, state, initial, THRESHOLDS)
-    of_steps, _ = ENGINE.cell_trace(cells, score.steps, score.step_way, state)
-    of_sines, _ = ENGINE.cell_trace(cells, score.sines, score.sine_way, state)
-    alike(played.steps, ENGINE.step_facts(of_steps, initial, THRESHOLDS))
-    alike(played.sines, ENGINE.sine_facts(of_sines, score.frequencies, score.shown))
-    steps_right(played.steps, of_steps.numpy(), initial.numpy(), THRESHOLDS)
-    sines_right(played.sines, of_sines.numpy(), score.shown)
+    signals, initial = probe_signals(steps, longer), state[0][0]
+    found = ENGINE.cell_facts(cells, signals, state, initial, THRESHOLDS)
+    of_steps, _ = ENGINE.cell_trace(cells, signals.steps, signals.step_way, state)
+    of_sines, _ = ENGINE.cell_trace(cells, signals.sines, signals.sine_way, state)
+    alike(found.steps, ENGINE.step_facts(of_steps, initial, THRESHOLDS))
+    alike(found.sines, ENGINE.sine_facts(of_sines, signals.frequencies, signals.main))
+    steps_right(found.steps, of_steps.numpy(), initial.numpy(), THRESHOLDS)
+    sines_right(found.sines, of_sines.numpy(), signals.main)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -165,9 +165,9 @@ def test_facts_of_any_trace_are_those_of_numpy(data: st.DataObject) -> None:
 def test_settling_indices_are_the_oracles_unless_at_the_edge(kind: Kind) -> None:
     weights = layer(kind, 60, 1.5)
     cells, state, mean, ways = cells_and_state(weights)
-    score, initial = score_of(80, 64), state[0][0]
-    found = ENGINE.cell_facts(cells, score, state, initial, THRESHOLDS).steps
-    exact = oracle(weights, inputs_of(score.steps, score.step_way, mean, ways), state)["hidden"]
+    signals, initial = probe_signals(80, 64), state[0][0]
+    found = ENGINE.cell_facts(cells, signals, state, initial, THRESHOLDS).steps
+    exact = oracle(weights, inputs_of(signals.steps, signals.step_way, mean, ways), state)["hidden"]
     final = exact[-10:].mean(0)
     peak, delta = abs(exact - initial.numpy()).max(0), abs(final - initial.numpy())
     band = 0.1 * np.where(delta < 0.1 * peak, peak, delta)
@@ -201,7 +201,7 @@ def test_nan_weights_and_overflow_stay_with_their_cell(kind: Kind) -> None:
     cells.bias[0, 2] = torch.nan
     if kind == "rnn_relu":
         cells.own[0, 4], cells.bias[0, 4] = 1e9, 1.0
-    found = ENGINE.cell_facts(cells, score_of(64, 64), state, state[0][0], THRESHOLDS)
+    found = ENGINE.cell_facts(cells, probe_signals(64, 64), state, state[0][0], THRESHOLDS)
     broken = [2, 4] if kind == "rnn_relu" else [2]
     bad = torch.zeros(5, dtype=torch.bool).index_fill(0, torch.tensor(broken), True)
     assert torch.equal(torch.isnan(found.steps.top), bad.expand(4, 5))
@@ -227,13 +227,13 @@ def test_parts_of_responses_and_of_cells_are_read_where_they_lie() -> None:
 
 def test_no_stimulus_of_a_sort_leaves_its_facts_empty() -> None:
     cells, state, _, _ = cells_and_state(layer("lstm", 5))
-    full = score_of(20, 40)
+    full = probe_signals(20, 40)
     none = torch.zeros(0, dtype=torch.long)
-    only_steps = Score(full.steps, full.step_way, full.sines[:, :0], none, (), 0)
-    played = ENGINE.cell_facts(cells, only_steps, state, state[0][0], THRESHOLDS)
-    assert played.sines.folded == ()
-    assert played.sines.window is None
-    only_sines = Score(full.steps[:, :0], none, full.sines, full.sine_way, full.frequencies, 1)
+    only_steps = Signals(full.steps, full.step_way, full.sines[:, :0], none, (), 0)
+    found = ENGINE.cell_facts(cells, only_steps, state, state[0][0], THRESHOLDS)
+    assert found.sines.folded == ()
+    assert found.sines.window is None
+    only_sines = Signals(full.steps[:, :0], none, full.sines, full.sine_way, full.frequencies, 1)
     assert ENGINE.cell_facts(cells, only_sines, state, state[0][0], THRESHOLDS).steps.top.shape == (0, 5)
 
 
@@ -248,34 +248,34 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 def test_two_threads_find_the_same_and_end() -> None:
     cells, state, _, _ = cells_and_state(layer("lstm", 600))
-    score = score_of(400, 200)
+    signals = probe_signals(400, 200)
     before = threading.active_count()
-    both = ENGINE.cell_facts(cells, score, state, state[0][0], THRESHOLDS)
+    both = ENGINE.cell_facts(cells, signals, state, state[0][0], THRESHOLDS)
     assert threading.active_count() == before
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    alone = ENGINE.cell_facts(cells, score, state, state[0][0], THRESHOLDS)
+    alone = ENGINE.cell_facts(cells, signals, state, state[0][0], THRESHOLDS)
     alike(both.steps, alone.steps)
     alike(both.sines, alone.sines)
 
 
 def test_calls_from_several_threads_do_not_meet() -> None:
     many = [cells_and_state(layer(kind, 130, seed=seed)) for seed, kind in enumerate(KINDS)]
-    score = score_of(64, 64)
-    found: dict[int, Played] = {}
+    signals = probe_signals(64, 64)
+    found: dict[int, ResponseFacts] = {}
 
-    def play(number: int) -> None:
+    def simulate(number: int) -> None:
         cells, state, _, _ = many[number]
         for _ in range(5):
-            found[number] = ENGINE.cell_facts(cells, score, state, state[0][0], THRESHOLDS)
+            found[number] = ENGINE.cell_facts(cells, signals, state, state[0][0], THRESHOLDS)
 
-    threads = [threading.Thread(target=play, args=(number,)) for number in range(len(many))]
+    threads = [threading.Thread(target=simulate, args=(number,)) for number in range(len(many))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for number, (cells, state, _, _) in enumerate(many):
-        alike(found[number].steps, ENGINE.cell_facts(cells, score, state, state[0][0], THRESHOLDS).steps)
+        alike(found[number].steps, ENGINE.cell_facts(cells, signals, state, state[0][0], THRESHOLDS).steps)
 
 
 def test_other_types_are_refused_with_the_way_out() -> None:
@@ -348,7 +348,7 @@ def steps_right(found: StepFacts, y: Any, initial: Any, limits: Thresholds) -> N
     np.testing.assert_array_equal(f["outside"], np.where(outside, np.arange(steps)[:, None, None], -1).max(0))
 
 
-def sines_right(found: SineFacts, y: Any, shown: int | None) -> None:
+def sines_right(found: SineFacts, y: Any, main: int | None) -> None:
     """To float32's rounding; the window exactly."""
     for row, frequency in enumerate(found.frequencies):
         window = window_of(len(y), frequency)
@@ -361,7 +361,7 @@ def sines_right(found: SineFacts, y: Any, shown: int | None) -> None:
         mean = samples.reshape(-1, window.period, y.shape[2]).mean(0)
         np.testing.assert_allclose(found.folded[row], mean.T, rtol=0, atol=5e-7 * scale)
         np.testing.assert_allclose(found.std[row], samples.std(0), rtol=1e-5, atol=5e-7 * scale)
-    if shown is not None:
-        window = window_of(len(y), found.frequencies[shown])
+    if main is not None:
+        window = window_of(len(y), found.frequencies[main])
         assert found.window is not None
-        np.testing.assert_array_equal(found.window, y[window.start : window.start + window.size, shown].T)
+        np.testing.assert_array_equal(found.window, y[window.start : window.start + window.size, main].T)

@@ -19,9 +19,9 @@ from lstm_monitor import Thresholds
 from lstm_monitor.core.terms import GATES, Kind
 from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines import trace_facts
-from lstm_monitor.engines.facts import Played, Score, SineFacts, StepFacts
+from lstm_monitor.engines.facts import ResponseFacts, Signals, SineFacts, StepFacts
 from lstm_monitor.engines.fused import State, run_fused
-from lstm_monitor.engines.lone_cells import Cells, LoneWeights, cells_in, decouple, dense
+from lstm_monitor.engines.lone_cells import LoneCells, LoneWeights, cells_in, decouple, dense
 from lstm_monitor.engines.loop_engine import run_loop
 from lstm_monitor.engines.torch_engine import engine, scan
 from lstm_monitor.engines.torch_engine.engine import ENGINE
@@ -40,22 +40,22 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 both_types = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
 
 
-def cells_of(kind: Kind, size: int, dtype: torch.dtype = torch.float32, scale: float = 0.6, ways: int = 3) -> Cells:
+def cells_of(kind: Kind, size: int, dtype: torch.dtype = torch.float32, scale: float = 0.6, ways: int = 3) -> LoneCells:
     def drawn(*shape: int) -> Tensor:
         return (torch.randn(*shape, dtype=torch.float64) * scale).to(dtype)
 
     gates = len(GATES[kind])
     inner = drawn(size) if kind == "gru" else None
     own = drawn(gates, size) * (0.5 if kind == "rnn_relu" else 1.0)  # so that they stay finite
-    return Cells(kind, own, drawn(gates, size), inner, drawn(ways, gates, size))
+    return LoneCells(kind, own, drawn(gates, size), inner, drawn(ways, gates, size))
 
 
-def state_of(cells: Cells, rows: int = 1) -> State:
+def state_of(cells: LoneCells, rows: int = 1) -> State:
     parts = 2 if cells.kind == "lstm" else 1
     return tuple(0.5 * torch.randn(rows, cells.hidden_size, dtype=cells.own.dtype) for _ in range(parts))
 
 
-def oracle(cells: Cells, signals: Tensor, way: Tensor, state: State) -> NDArray[np.float64]:
+def oracle(cells: LoneCells, signals: Tensor, way: Tensor, state: State) -> NDArray[np.float64]:
     """Every cell by the naive loops in float64."""
     inputs = (signals[..., None] * torch.nn.functional.one_hot(way, len(cells.drive))).double()
     recurrent = torch.zeros_like(cells.bias)
@@ -74,7 +74,7 @@ def oracle(cells: Cells, signals: Tensor, way: Tensor, state: State) -> NDArray[
     )["hidden"]
 
 
-def score_of(t_steps: int, t_sines: int, dtype: torch.dtype = torch.float32, moving: bool = False) -> Score:
+def probe_signals(t_steps: int, t_sines: int, dtype: torch.dtype = torch.float32, moving: bool = False) -> Signals:
     """Eleven steps along three directions, and the sines of whole and other periods that fit."""
     steps = torch.linspace(-1.5, 1.5, 11, dtype=dtype).repeat(t_steps, 1)
     if moving:
@@ -83,7 +83,7 @@ def score_of(t_steps: int, t_sines: int, dtype: torch.dtype = torch.float32, mov
     time = torch.arange(t_sines, dtype=torch.float64)
     sines = torch.stack([torch.sin(2 * math.pi * f * time) for f in frequencies], dim=1).to(dtype)
     ways = torch.arange(11) % 3, torch.full((len(frequencies),), 1)
-    return Score(steps, ways[0], sines, ways[1], frequencies, len(frequencies) - 1)
+    return Signals(steps, ways[0], sines, ways[1], frequencies, len(frequencies) - 1)
 
 
 # --- cells alone ---------------------------------------------------------------------------------------------
@@ -132,12 +132,12 @@ def test_extreme_weights_one_step_from_the_state_of_the_oracle(kind: Kind, scale
     assert float(np.median(np.abs(found.numpy() - expected))) < 1e-7
 
 
-def double(cells: Cells) -> Cells:
+def double(cells: LoneCells) -> LoneCells:
     inner = None if cells.inner is None else cells.inner.double()
-    return Cells(cells.kind, cells.own.double(), cells.bias.double(), inner, cells.drive.double())
+    return LoneCells(cells.kind, cells.own.double(), cells.bias.double(), inner, cells.drive.double())
 
 
-def lone(cells: Cells) -> LoneWeights:
+def lone(cells: LoneCells) -> LoneWeights:
     recurrent = torch.zeros_like(cells.bias)
     if cells.inner is not None:
         recurrent[2] = cells.inner
@@ -172,8 +172,8 @@ def test_a_cell_that_overflows_spoils_no_other() -> None:
     cells = cells_of("rnn_relu", 12)
     wild = replace(cells, own=cells.own.clone(), bias=cells.bias.abs())
     wild.own[0, 4] = 50.0
-    score, initial = score_of(64, 128), torch.zeros(12)
-    found, calm = (ENGINE.cell_facts(each, score, state_of(cells), initial, LIMITS) for each in (wild, cells))
+    signals, initial = probe_signals(64, 128), torch.zeros(12)
+    found, calm = (ENGINE.cell_facts(each, signals, state_of(cells), initial, LIMITS) for each in (wild, cells))
     assert calm.steps.top.isfinite().all()
     for name in (field.name for field in fields(StepFacts) if field.name != "steps"):
         values = getattr(found.steps, name)
@@ -298,7 +298,7 @@ def test_a_response_that_is_not_finite_has_no_facts() -> None:
 @both_types
 @pytest.mark.parametrize("steps", [64, 128, 130, 512])
 def test_facts_of_sines_are_their_definitions(steps: int, dtype: torch.dtype) -> None:
-    frequencies = score_of(1, steps).frequencies
+    frequencies = probe_signals(1, steps).frequencies
     y = (torch.randn(steps, len(frequencies), 13, dtype=torch.float64) * 1e-3 + 0.9).to(
         dtype
     )  # far from its mean's zero
@@ -320,11 +320,13 @@ def test_facts_of_sines_are_their_definitions(steps: int, dtype: torch.dtype) ->
 # --- without the trace ---------------------------------------------------------------------------------------
 
 
-def streamed(monkeypatch: pytest.MonkeyPatch, cells: Cells, score: Score, state: State, initial: Tensor) -> Played:
+def streamed(
+    monkeypatch: pytest.MonkeyPatch, cells: LoneCells, signals: Signals, state: State, initial: Tensor
+) -> ResponseFacts:
     """In blocks of five cells or so."""
     monkeypatch.setattr(engine, "SMALL", 0)
     monkeypatch.setattr(engine, "LANES", {"cpu": 60})
-    return ENGINE.cell_facts(cells, score, state, initial, LIMITS)
+    return ENGINE.cell_facts(cells, signals, state, initial, LIMITS)
 
 
 @every_kind
@@ -335,13 +337,13 @@ def test_facts_without_a_trace_are_those_of_the_trace(
     monkeypatch: pytest.MonkeyPatch, kind: Kind, dtype: torch.dtype, t_steps: int, t_sines: int, moving: bool
 ) -> None:
     monkeypatch.setattr(scan, "FEW", 0)  # the fused op rounds in another way
-    cells, score = cells_of(kind, 23, dtype), score_of(t_steps, t_sines, dtype, moving)
+    cells, signals = cells_of(kind, 23, dtype), probe_signals(t_steps, t_sines, dtype, moving)
     state, initial = state_of(cells), torch.randn(23, dtype=dtype) * 0.1
-    steps, _ = ENGINE.cell_trace(cells, score.steps, score.step_way, state)
-    sines, _ = ENGINE.cell_trace(cells, score.sines, score.sine_way, state)
-    found = streamed(monkeypatch, cells, score, state, initial)
+    steps, _ = ENGINE.cell_trace(cells, signals.steps, signals.step_way, state)
+    sines, _ = ENGINE.cell_trace(cells, signals.sines, signals.sine_way, state)
+    found = streamed(monkeypatch, cells, signals, state, initial)
     close_times(found.steps, ENGINE.step_facts(steps, initial, LIMITS), steps)
-    same_sines(found.sines, ENGINE.sine_facts(sines, score.frequencies, score.shown), dtype)
+    same_sines(found.sines, ENGINE.sine_facts(sines, signals.frequencies, signals.main), dtype)
 
 
 def same_sines(found: SineFacts, expected: SineFacts, dtype: torch.dtype) -> None:
@@ -355,25 +357,25 @@ def same_sines(found: SineFacts, expected: SineFacts, dtype: torch.dtype) -> Non
 
 @every_kind
 def test_facts_are_those_of_the_oracle(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
-    cells, score, initial = cells_of(kind, 24), score_of(96, 128), torch.zeros(24)
+    cells, signals, initial = cells_of(kind, 24), probe_signals(96, 128), torch.zeros(24)
     state = state_of(cells)
     steps, sines = (
         torch.from_numpy(oracle(cells, signals, way, state))
-        for signals, way in ((score.steps, score.step_way), (score.sines, score.sine_way))
+        for signals, way in ((signals.steps, signals.step_way), (signals.sines, signals.sine_way))
     )
-    expected = ENGINE.sine_facts(sines, score.frequencies, None)
-    whole = ENGINE.cell_facts(cells, score, state, initial, LIMITS)
-    for found in (whole, streamed(monkeypatch, cells, score, state, initial)):
+    expected = ENGINE.sine_facts(sines, signals.frequencies, None)
+    whole = ENGINE.cell_facts(cells, signals, state, initial, LIMITS)
+    for found in (whole, streamed(monkeypatch, cells, signals, state, initial)):
         close_times(found.steps, ENGINE.step_facts(steps, initial.double(), LIMITS), steps)
         torch.testing.assert_close(found.sines.std.double(), expected.std, rtol=1e-5, atol=1e-5)
 
 
 def test_each_cell_has_its_own_facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells, score, initial = cells_of("lstm", 31), score_of(64, 128), torch.randn(31) * 0.1
+    cells, signals, initial = cells_of("lstm", 31), probe_signals(64, 128), torch.randn(31) * 0.1
     state = state_of(cells)
-    found = streamed(monkeypatch, cells, score, state, initial)
+    found = streamed(monkeypatch, cells, signals, state, initial)
     part = slice(17, 18)
-    one = ENGINE.cell_facts(cells_in(cells, part), score, tuple(s[:, part] for s in state), initial[part], LIMITS)
+    one = ENGINE.cell_facts(cells_in(cells, part), signals, tuple(s[:, part] for s in state), initial[part], LIMITS)
     torch.testing.assert_close(found.steps.final[:, part], one.steps.final, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.sines.std[:, part], one.sines.std, rtol=0, atol=1e-6)
 
@@ -384,10 +386,10 @@ import re
 import torch
 
 from lstm_monitor import Thresholds
-from lstm_monitor.engines.facts import Score
+from lstm_monitor.engines.facts import Signals
 from lstm_monitor.engines.torch_engine import engine
 from lstm_monitor.engines.torch_engine.engine import ENGINE
-from tests.engines.test_torch_engine import cells_of, score_of
+from tests.engines.test_torch_engine import cells_of, probe_signals
 
 SINES = tuple(1 / period for period in (64, 32, 16, 8, 4))
 
@@ -399,10 +401,10 @@ def most():
 
 def risen(size, steps):
     cells, state = cells_of("lstm", size), (torch.zeros(1, size), torch.zeros(1, size))
-    score = score_of(steps, steps)
-    score = Score(score.steps, score.step_way, score.sines, score.sine_way, SINES, 1)
+    signals = probe_signals(steps, steps)
+    signals = Signals(signals.steps, signals.step_way, signals.sines, signals.sine_way, SINES, 1)
     before = most()
-    ENGINE.cell_facts(cells, score, state, torch.zeros(size), Thresholds())
+    ENGINE.cell_facts(cells, signals, state, torch.zeros(size), Thresholds())
     return most() - before
 
 

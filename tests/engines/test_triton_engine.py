@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lstm_monitor.core.definitions import Thresholds
-from lstm_monitor.engines.facts import Score
-from lstm_monitor.engines.lone_cells import Cells
+from lstm_monitor.engines.facts import Signals
+from lstm_monitor.engines.lone_cells import LoneCells
 from lstm_monitor.engines.triton_engine.engine import BLOCK, ENGINE, WARPS
 
 ROOT = Path(__file__).parents[2]
@@ -61,14 +61,14 @@ def launches(monkeypatch, tmp_path):
     return kept
 
 
-def _play(kind, size=3, count=2):
+def _compile(kind, size=3, count=2):
     rows = GATES[kind]
     inner = torch.randn(size) if kind == "gru" else None
-    cells = Cells(kind, torch.randn(rows, size), torch.randn(rows, size), inner, torch.randn(1, rows, size))
+    cells = LoneCells(kind, torch.randn(rows, size), torch.randn(rows, size), inner, torch.randn(1, rows, size))
     state = (torch.zeros(1, size),) * (2 if kind == "lstm" else 1)
     signals, way = torch.randn(16, count), torch.zeros(count, dtype=torch.long)
     ENGINE.cell_trace(cells, signals, way, state)
-    ENGINE.cell_facts(cells, Score(signals, way, signals, way, (0.25,) * count, 0), state, state[0][0], Thresholds())
+    ENGINE.cell_facts(cells, Signals(signals, way, signals, way, (0.25,) * count, 0), state, state[0][0], Thresholds())
 
 
 @pytest.mark.parametrize("kind", GATES)
@@ -78,7 +78,7 @@ def test_the_kernels_compile_for_a_gpu(kind, launches):
     from triton.backends.compiler import GPUTarget
 
     assert BLOCK == 32 * WARPS  # a sum in memory is safe as long as one thread adds to it
-    _play(kind)
+    _compile(kind)
     for launch in launches:
         options = {"num_warps": WARPS, "enable_fp_fusion": False}
         compiled = triton.compile(launch.source(), target=GPUTarget("cuda", 90, 32), options=options)

@@ -8,8 +8,8 @@ import torch
 
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.weights import LayerWeights
-from lstm_monitor.engines.facts import Score, StepFacts, window_of
-from lstm_monitor.engines.lone_cells import Cells, cells_of
+from lstm_monitor.engines.facts import Signals, StepFacts, window_of
+from lstm_monitor.engines.lone_cells import LoneCells, cells_of
 from lstm_monitor.engines.torch_engine.engine import ENGINE as TORCH
 from lstm_monitor.engines.triton_engine.engine import ENGINE
 from tests.helpers import oracles
@@ -33,11 +33,11 @@ def _state(kind, size, count=1):
     return tuple(0.4 * torch.randn(count, size) for _ in range(2 if kind == "lstm" else 1))
 
 
-def _score(steps, samples, shown=1):
+def _signals(steps, samples, main=1):
     time = torch.arange(samples, dtype=torch.float64)
     sines = torch.stack([torch.sin(2 * math.pi * f * time) for f in FREQUENCIES], dim=1).float()
-    return Score(torch.tensor([[1.0, -0.5]]).repeat(steps, 1), torch.tensor([0, 1]), sines, torch.tensor([1, 0]),
-                 FREQUENCIES, shown)  # fmt: skip
+    return Signals(torch.tensor([[1.0, -0.5]]).repeat(steps, 1), torch.tensor([0, 1]), sines, torch.tensor([1, 0]),
+                 FREQUENCIES, main)  # fmt: skip
 
 
 def _oracle(layer, directions, signals, way, mean, hidden_mean, state):
@@ -93,9 +93,9 @@ def _first(beyond, index):
 @pytest.mark.parametrize("kind", GATES)
 def test_the_facts_of_steps_are_those_of_the_oracle(kind):
     layer, mean, hidden_mean, directions = _layer(kind, 6, 0.4), torch.randn(3), torch.randn(6), torch.randn(3, 2)
-    state, score = _state(kind, 6), _score(24, 8)
-    found = ENGINE.cell_facts(cells_of(layer, hidden_mean, mean, directions), score, state, state[0][0], Thresholds())
-    y, _ = _oracle(layer, directions, score.steps, score.step_way, mean, hidden_mean, state)
+    state, signals = _state(kind, 6), _signals(24, 8)
+    found = ENGINE.cell_facts(cells_of(layer, hidden_mean, mean, directions), signals, state, state[0][0], Thresholds())
+    y, _ = _oracle(layer, directions, signals.steps, signals.step_way, mean, hidden_mean, state)
     _hold(y, state[0].double().numpy(), found.steps)
 
 
@@ -111,11 +111,11 @@ def test_the_facts_of_steps_are_those_of_the_oracle(kind):
     ],
 )
 def test_the_facts_are_those_of_the_trace(kind, size, steps, samples, limits):
-    cells, state, score = _cells(kind, size), _state(kind, size), _score(steps, samples)
-    found = ENGINE.cell_facts(cells, score, state, state[0][0], limits)
-    played, _ = ENGINE.cell_trace(cells, score.steps, score.step_way, state)
-    expected = TORCH.step_facts(played, state[0][0], limits)
-    scale = max(1.0, played.abs().max().item())
+    cells, state, signals = _cells(kind, size), _state(kind, size), _signals(steps, samples)
+    found = ENGINE.cell_facts(cells, signals, state, state[0][0], limits)
+    traced, _ = ENGINE.cell_trace(cells, signals.steps, signals.step_way, state)
+    expected = TORCH.step_facts(traced, state[0][0], limits)
+    scale = max(1.0, traced.abs().max().item())
     for name, values in vars(expected).items():
         if name != "steps":
             exact = name in INDICES
@@ -127,11 +127,11 @@ def test_the_facts_are_those_of_the_trace(kind, size, steps, samples, limits):
                 equal_nan=True,
                 msg=name,
             )
-    swung, _ = ENGINE.cell_trace(cells, score.sines, score.sine_way, state)
-    _hold_sines(found.sines, swung.double(), samples, score.shown)
+    swung, _ = ENGINE.cell_trace(cells, signals.sines, signals.sine_way, state)
+    _hold_sines(found.sines, swung.double(), samples, signals.main)
 
 
-def _hold_sines(found, y, samples, shown):
+def _hold_sines(found, y, samples, main):
     scale = max(1.0, y.abs().max().item())
     assert (found.steps, found.frequencies) == (samples, FREQUENCIES)
     for number, frequency in enumerate(FREQUENCIES):
@@ -141,7 +141,7 @@ def _hold_sines(found, y, samples, shown):
         mean_period = folded * window.period / window.size
         torch.testing.assert_close(found.folded[number].double(), mean_period, atol=1e-6 * scale, rtol=0)
         torch.testing.assert_close(found.std[number].double(), cut.std(0, correction=0), atol=1e-6 * scale, rtol=1e-5)
-        if number == shown:
+        if number == main:
             torch.testing.assert_close(found.window.double(), cut.T, atol=0, rtol=0)
 
 
@@ -164,7 +164,7 @@ def test_saturated_gates_keep_what_they_hold():
         size = len(bias)
         gates = torch.tensor(bias)[:, None].repeat(1, size)
         still = torch.zeros(size, size)
-        cells = Cells(kind, still, gates, torch.zeros(size) if kind == "gru" else None, torch.zeros(1, size, size))
+        cells = LoneCells(kind, still, gates, torch.zeros(size) if kind == "gru" else None, torch.zeros(1, size, size))
         state = _state(kind, size)
         hidden, last = ENGINE.cell_trace(cells, torch.ones(12, 1), torch.tensor([0]), state)
         torch.testing.assert_close(last[-1], state[-1], atol=1e-5, rtol=0)
@@ -173,15 +173,15 @@ def test_saturated_gates_keep_what_they_hold():
 
 @pytest.mark.parametrize("kind", ["lstm", "rnn_relu"])
 def test_a_cell_that_is_not_finite_spoils_no_other(kind):
-    cells, state, score = _cells(kind, 5), _state(kind, 5), _score(8, 8)
-    sound = ENGINE.cell_facts(cells, score, state, state[0][0], Thresholds())
+    cells, state, signals = _cells(kind, 5), _state(kind, 5), _signals(8, 8)
+    sound = ENGINE.cell_facts(cells, signals, state, state[0][0], Thresholds())
     cells.bias[0, 2] = math.nan
     if kind == "rnn_relu":  # it overflows, and is back at zero one step later
         cells.own[0, 3], cells.bias[0, 3], state[0][0, 3], cells.drive[:, 0, 3] = -3e38, 3e38, -1.0, 0.0
     else:
         cells.bias[2, 3] = math.nan
     with np.errstate(all="ignore"):
-        found = ENGINE.cell_facts(cells, score, state, state[0][0], Thresholds())
+        found = ENGINE.cell_facts(cells, signals, state, state[0][0], Thresholds())
     for name, values in vars(found.steps).items():
         if name != "steps":
             assert values[:, 2:4].isnan().all(), name
@@ -190,18 +190,18 @@ def test_a_cell_that_is_not_finite_spoils_no_other(kind):
     torch.testing.assert_close(found.sines.std[:, [0, 1, 4]], sound.sines.std[:, [0, 1, 4]], atol=0, rtol=0)
 
 
-def test_views_of_some_cells_are_played_as_they_are():
-    cells, state, score = _cells("gru", 12), _state("gru", 12), _score(8, 8)
+def test_views_of_some_cells_are_simulated_as_they_are():
+    cells, state, signals = _cells("gru", 12), _state("gru", 12), _signals(8, 8)
     part = slice(3, 8)
-    view = Cells("gru", cells.own[:, part], cells.bias[:, part], cells.inner[part], cells.drive[..., part])
-    some = ENGINE.cell_facts(view, score, (state[0][:, part],), state[0][0, part], Thresholds())
-    whole = ENGINE.cell_facts(cells, score, state, state[0][0], Thresholds())
+    view = LoneCells("gru", cells.own[:, part], cells.bias[:, part], cells.inner[part], cells.drive[..., part])
+    some = ENGINE.cell_facts(view, signals, (state[0][:, part],), state[0][0, part], Thresholds())
+    whole = ENGINE.cell_facts(cells, signals, state, state[0][0], Thresholds())
     torch.testing.assert_close(some.steps.final, whole.steps.final[:, part], atol=0, rtol=0)
     torch.testing.assert_close(some.sines.folded[0], whole.sines.folded[0][part], atol=0, rtol=0)
 
 
 def test_double_precision_is_refused():
     cells = _cells("rnn_tanh", 2)
-    double = Cells("rnn_tanh", cells.own.double(), cells.bias.double(), None, cells.drive.double())
+    double = LoneCells("rnn_tanh", cells.own.double(), cells.bias.double(), None, cells.drive.double())
     with pytest.raises(TypeError, match="computes in float32; these cells are torch.float64"):
         ENGINE.cell_trace(double, torch.ones(2, 1), torch.tensor([0]), _state("rnn_tanh", 2))

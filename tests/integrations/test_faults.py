@@ -114,7 +114,7 @@ PATCHED = (
     "characterization.together",
     "characterization.play_traces",
     "characterization.play_alone",
-    "responses.probing.measure_played",
+    "responses.probing.measure_facts",
     "responses.probing.linear_metrics",
     "responses.probing.respond",
     "characterization.rank",

@@ -10,11 +10,11 @@ from torch import nn
 import lstm_monitor as lm
 from lstm_monitor import metrics
 from lstm_monitor.core.terms import Mode
-from lstm_monitor.engines.facts import Played
+from lstm_monitor.engines.facts import ResponseFacts
 from lstm_monitor.engines.torch_engine.engine import ENGINE
 from lstm_monitor.metrics import activity
 from lstm_monitor.metrics.catalog import CATALOG
-from lstm_monitor.metrics.measuring import Part, flagged, measure_played, shown_of
+from lstm_monitor.metrics.measuring import Part, flagged, main_of, measure_facts
 from tests.helpers import oracles
 
 KINDS = {
@@ -228,13 +228,13 @@ def test_bad_arguments_are_named() -> None:
         lm.measure()
 
 
-def heard(response: lm.Response, sines: list[lm.Stimulus]) -> Played:
+def heard(response: lm.Response, sines: list[lm.Stimulus]) -> ResponseFacts:
     """The facts of a response whose last stimuli are the sines."""
     trace, count = response.hidden.permute(2, 0, 1), len(response.stimuli) - len(sines)
     frequencies = [float(sine.frequency) for sine in sines]
-    return Played(
+    return ResponseFacts(
         ENGINE.step_facts(trace[:, :count], response.baseline, lm.Thresholds()),
-        ENGINE.sine_facts(trace[:, count:], frequencies, shown_of(frequencies)),
+        ENGINE.sine_facts(trace[:, count:], frequencies, main_of(frequencies)),
     )
 
 
@@ -249,7 +249,7 @@ def test_layers_and_modes_in_one_pass_are_the_same_as_apart(snap: lm.Snapshot) -
         lm.respond(other, lm.default_stimuli(other, 128)),
     ]
     parts = [Part(r.hidden.shape[1], "_alone" if r.mode == "alone" else "", *names) for r in responses]
-    together = measure_played([heard(response, sines) for response in responses], parts, lm.Thresholds())
+    together = measure_facts([heard(response, sines) for response in responses], parts, lm.Thresholds())
     for response, items in zip(responses, together, strict=True):
         apart = lm.measure(response)
         assert [item.path for item in items] == list(apart.paths())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lstm_monitor.engines.fused import State
-from lstm_monitor.engines.lone_cells import Cells
+from lstm_monitor.engines.lone_cells import LoneCells
 
 Array = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -33,7 +33,7 @@ _SCALES = {
 }
 
 
-def of_cells(cells: Cells, state: State, *played: tuple[Tensor, Tensor]) -> list[tuple[Source, Shape]]:
+def of_cells(cells: LoneCells, state: State, *given: tuple[Tensor, Tensor]) -> list[tuple[Source, Shape]]:
     """Cells from ``state``, each part ``(1, H)``, on each ``signals (T, S)`` along its ``way (S,)``.
 
     Raises:
@@ -46,7 +46,7 @@ def of_cells(cells: Cells, state: State, *played: tuple[Tensor, Tensor]) -> list
     weights, drive = _blocks(np.concatenate(rows)), _blocks(as_array(cells.drive, "drive") * scale)
     flat, strides = np.zeros(1, np.float32), np.zeros(2, np.int64)
     found: list[tuple[Source, Shape]] = []
-    for signals, way in played:
+    for signals, way in given:
         rows_of = np.ascontiguousarray(as_array(signals, "signals").T)
         ways = np.ascontiguousarray(way.numpy(), np.int64)
         source = (_KINDS[cells.kind], weights, drive, rows_of, ways, flat, strides)

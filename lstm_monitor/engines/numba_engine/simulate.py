@@ -62,7 +62,7 @@ def turn(trace: Array, width: int, out: Array) -> None:
 
 
 @compiled(f"void({_SOURCE}, int64[::1], int64, float32[::1], float32[::1], int64, float32[:, :, ::1])")
-def play_steps(
+def simulate_steps(
     source: Source, items: Indices, steps: int, initial: Array, limits: Array, tail: int, out: Array
 ) -> None:
     """Facts ``out (11, S, H)`` of the items from the first to before the second."""
@@ -82,7 +82,7 @@ def play_steps(
 
 
 @compiled(f"void({_SOURCE}, int64[::1], int64, int64[:, ::1], float32[::1], float32[:, ::1], float32[::1])")
-def play_sines(
+def simulate_sines(
     source: Source, items: Indices, steps: int, windows: Indices, folded: Array, std: Array, kept: Array
 ) -> None:
     """Mean periods, flat and one stimulus after the other, and ``std (S, H)``; the flat window of one in `kept`.
@@ -108,7 +108,7 @@ def play_sines(
 
 
 @compiled(f"void({_SOURCE}, int64[::1], float32[:, :, ::1], float32[:, ::1])")
-def play_trace(source: Source, items: Indices, hidden: Array, cell: Array) -> None:
+def simulate_trace(source: Source, items: Indices, hidden: Array, cell: Array) -> None:
     """The responses ``hidden (T, S, H)`` themselves, and of an LSTM the last ``cell (S, H)``."""
     steps, rows, size = hidden.shape
     trace, last = np.empty((steps + ROWS) * LANES, np.float32), np.zeros(LANES, np.float32)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.engines import trace_facts
-from lstm_monitor.engines.facts import Engine, Played, Score, SineFacts, StepFacts, joined_facts, window_of
+from lstm_monitor.engines.facts import Engine, ResponseFacts, Signals, SineFacts, StepFacts, joined_facts, window_of
 from lstm_monitor.engines.fused import State
-from lstm_monitor.engines.lone_cells import Cells, cells_in
+from lstm_monitor.engines.lone_cells import LoneCells, cells_in
 from lstm_monitor.engines.torch_engine.scan import Driven, is_still, scan, trace_alone
 from lstm_monitor.engines.trace_facts import (
     blocks_reaching,
@@ -39,21 +39,23 @@ class TorchEngine:
 
     name: str = "torch"
 
-    def cell_trace(self, cells: Cells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
+    def cell_trace(self, cells: LoneCells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
         """Cells alone: ``hidden (T, S, H)`` on ``signals (T, S)`` along the directions ``way (S,)``; the last state."""
         return trace_alone(cells, signals, way, state)
 
-    def cell_facts(self, cells: Cells, score: Score, state: State, initial: Tensor, thresholds: Thresholds) -> Played:
+    def cell_facts(
+        self, cells: LoneCells, signals: Signals, state: State, initial: Tensor, thresholds: Thresholds
+    ) -> ResponseFacts:
         """Cells alone from ``state``, each part ``(1, H)``, in blocks of cells; ``initial (H,)`` before it."""
-        return cell_facts(cells, score, state, initial, thresholds)
+        return cell_facts(cells, signals, state, initial, thresholds)
 
     def step_facts(self, hidden: Tensor, initial: Tensor, thresholds: Thresholds) -> StepFacts:
         """Of a response ``hidden (T, S, H)`` to steps; ``initial (H,)`` before it."""
         return trace_facts.step_facts(hidden, initial, thresholds)
 
-    def sine_facts(self, hidden: Tensor, frequencies: Sequence[float], shown: int | None) -> SineFacts:
-        """Of a response ``hidden (T, S, H)`` to sines; `shown` the row whose window is kept, None for none."""
-        return trace_facts.sine_facts(hidden, frequencies, shown)
+    def sine_facts(self, hidden: Tensor, frequencies: Sequence[float], main: int | None) -> SineFacts:
+        """Of a response ``hidden (T, S, H)`` to sines; `main` the row whose window is kept, None for none."""
+        return trace_facts.sine_facts(hidden, frequencies, main)
 
 
 ENGINE: Engine = TorchEngine()
@@ -68,46 +70,48 @@ EARLY = 16
 """Rows of the buffer for the first half of the sines, which nothing reads."""
 
 
-def cell_facts(cells: Cells, score: Score, state: State, initial: Tensor, thresholds: Thresholds) -> Played:
+def cell_facts(
+    cells: LoneCells, signals: Signals, state: State, initial: Tensor, thresholds: Thresholds
+) -> ResponseFacts:
     """What metrics need of cells alone, from ``state``, each part ``(1, H)``; ``initial (H,)`` before it."""
-    if max(score.steps.numel(), score.sines.numel()) * cells.own[0].nbytes > SMALL:
-        return Played(_steps(cells, score, state, initial, thresholds), _sines(cells, score, state))
-    steps, _ = trace_alone(cells, score.steps, score.step_way, state)
+    if max(signals.steps.numel(), signals.sines.numel()) * cells.own[0].nbytes > SMALL:
+        return ResponseFacts(_steps(cells, signals, state, initial, thresholds), _sines(cells, signals, state))
+    steps, _ = trace_alone(cells, signals.steps, signals.step_way, state)
     facts = step_facts(steps, initial, thresholds)
     del steps
-    sines, _ = trace_alone(cells, score.sines, score.sine_way, state)
-    return Played(facts, sine_facts(sines, score.frequencies, score.shown))
+    sines, _ = trace_alone(cells, signals.sines, signals.sine_way, state)
+    return ResponseFacts(facts, sine_facts(sines, signals.frequencies, signals.main))
 
 
-def _steps(cells: Cells, score: Score, state: State, initial: Tensor, thresholds: Thresholds) -> StepFacts:
-    still, found = is_still(score.steps), []
-    rows, count = sum(plan_of(len(score.steps), thresholds).rows(len(state))), score.steps.shape[1]
+def _steps(cells: LoneCells, signals: Signals, state: State, initial: Tensor, thresholds: Thresholds) -> StepFacts:
+    still, found = is_still(signals.steps), []
+    rows, count = sum(plan_of(len(signals.steps), thresholds).rows(len(state))), signals.steps.shape[1]
     parts = _blocks(cells, rows, count)
     room = _room(cells, rows, count, parts[0])
     for part in parts:
-        driven, start = Driven(cells_in(cells, part), score.step_way, still), tuple(s[:, part] for s in state)
+        driven, start = Driven(cells_in(cells, part), signals.step_way, still), tuple(s[:, part] for s in state)
         here = room[..., : driven.cells.hidden_size]
-        found.append(chunked_step_facts(driven, score.steps, start, initial[part], thresholds, here))
+        found.append(chunked_step_facts(driven, signals.steps, start, initial[part], thresholds, here))
     return joined_facts(found)
 
 
-def _sines(cells: Cells, score: Score, state: State) -> SineFacts:
-    (steps, count), frequencies, shown = score.sines.shape, score.frequencies, score.shown
+def _sines(cells: LoneCells, signals: Signals, state: State) -> SineFacts:
+    (steps, count), frequencies, main = signals.sines.shape, signals.frequencies, signals.main
     rows = EARLY + steps - steps // 2
     parts = _blocks(cells, rows, count)
-    room, whole = _room(cells, rows, count, parts[0]), _unfilled(cells, steps, frequencies, shown)
+    room, whole = _room(cells, rows, count, parts[0]), _unfilled(cells, steps, frequencies, main)
     for part in parts:
-        driven, start = Driven(cells_in(cells, part), score.sine_way, still=False), tuple(s[:, part] for s in state)
-        late = _late(driven, score.sines, start, room[..., : driven.cells.hidden_size])
-        _fill(whole, part, late_sine_facts(late, steps, frequencies, shown))
+        driven, start = Driven(cells_in(cells, part), signals.sine_way, still=False), tuple(s[:, part] for s in state)
+        late = _late(driven, signals.sines, start, room[..., : driven.cells.hidden_size])
+        _fill(whole, part, late_sine_facts(late, steps, frequencies, main))
     return whole
 
 
-def _unfilled(cells: Cells, steps: int, frequencies: tuple[float, ...], shown: int) -> SineFacts:
+def _unfilled(cells: LoneCells, steps: int, frequencies: tuple[float, ...], main: int) -> SineFacts:
     """Room for the facts of all cells, which are too large to be held twice."""
     windows, size = [window_of(steps, frequency) for frequency in frequencies], cells.hidden_size
     folded = tuple(cells.own.new_empty(size, window.period) for window in windows)
-    std, window = cells.own.new_empty(len(frequencies), size), cells.own.new_empty(size, windows[shown].size)
+    std, window = cells.own.new_empty(len(frequencies), size), cells.own.new_empty(size, windows[main].size)
     return SineFacts(steps, frequencies, folded, std, window)
 
 
@@ -119,7 +123,7 @@ def _fill(whole: SineFacts, part: slice, found: SineFacts) -> None:
         all_cells[part] = cells
 
 
-def _blocks(cells: Cells, rows: int, count: int) -> list[slice]:
+def _blocks(cells: LoneCells, rows: int, count: int) -> list[slice]:
     """Blocks of cells of about one size, of which `rows` rows of `count` stimuli fit into memory."""
     size, device = cells.hidden_size, cells.own.device.type
     kept, lanes = (limits.get(device, limits["cpu"]) for limits in (KEPT, LANES))
@@ -128,7 +132,7 @@ def _blocks(cells: Cells, rows: int, count: int) -> list[slice]:
     return [slice(start, min(start + wide, size)) for start in range(0, size, wide)]
 
 
-def _room(cells: Cells, rows: int, count: int, part: slice) -> Tensor:
+def _room(cells: LoneCells, rows: int, count: int, part: slice) -> Tensor:
     """Memory ``(rows, count, H)`` that all blocks share; the last one may need less."""
     return cells.own.new_empty(rows, count, part.stop - part.start)
 
@@ -191,7 +195,7 @@ def chunked_step_facts(
     plan, steps = plan_of(len(signals), thresholds), len(signals)
     tops, bottoms, *starts, hidden = room.split(plan.rows(len(state)))
     kept = Kept(tops, bottoms, tuple(starts), hidden)
-    last, sums = _play(plan, kept, driven, signals, state)
+    last, sums = _simulate(plan, kept, driven, signals, state)
     top, bottom, y0, end = tops.amax(0), bottoms.amin(0), initial.expand_as(last), plan.first_of(1)
     final = sums[0] / min(plan.tail, steps)
     before = sums[1] / min(plan.tail, max(steps - plan.tail, 0))  # 0 / 0 where there are no such samples
@@ -203,7 +207,7 @@ def chunked_step_facts(
     return step_record(steps, [y0, top, bottom, final, before, *ends, *times])
 
 
-def _play(plan: Plan, kept: Kept, driven: Driven, signals: Tensor, state: State) -> tuple[Tensor, Tensor]:
+def _simulate(plan: Plan, kept: Kept, driven: Driven, signals: Tensor, state: State) -> tuple[Tensor, Tensor]:
     """Fill `kept`; the last sample ``(S, H)`` and the sums ``(2, S, H)`` over the last tail and the one before."""
     sums = kept.tops.new_zeros(2, *kept.tops.shape[1:])
     final, before = plan.first_of(1), plan.first_of(2)

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 
 from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines.fused import State, run_fused
-from lstm_monitor.engines.lone_cells import Cells, LoneWeights, cells_in, cells_in_layer, dense
+from lstm_monitor.engines.lone_cells import LoneCells, LoneWeights, cells_in, cells_in_layer, dense
 
 HALF, ONE, TWO = (torch.tensor(number, device="cpu") for number in (0.5, 1.0, 2.0))
 """Numbers as tensors, for any type and device: torch takes longer over a number than over a small block of cells."""
@@ -27,7 +27,7 @@ class Driven:
     `still`: no signal moves, so that what the cells receive besides their own state is always the same.
     """
 
-    def __init__(self, cells: Cells, way: Tensor, still: bool) -> None:
+    def __init__(self, cells: LoneCells, way: Tensor, still: bool) -> None:
         self.cells = _doubled(cells)
         self.drive = self.cells.drive[way].transpose(0, 1).contiguous()
         self.still = still
@@ -54,13 +54,13 @@ def scan(driven: Driven, signals: Tensor, state: State, hidden: Tensor) -> State
     return _RUN[driven.cells.kind](driven.cells, driven.outside(signals), state, hidden)
 
 
-def scan_inputs(cells: Cells, inputs: Tensor, state: State, hidden: Tensor) -> State:
+def scan_inputs(cells: LoneCells, inputs: Tensor, state: State, hidden: Tensor) -> State:
     """As `scan`, of ``inputs (T, N, D)`` along all directions at once."""
     ready = _doubled(cells)
     return _RUN[cells.kind](ready, _among(ready, inputs), state, hidden)
 
 
-def _among(cells: Cells, inputs: Tensor) -> Iterator[Tensor]:
+def _among(cells: LoneCells, inputs: Tensor) -> Iterator[Tensor]:
     """As `Driven.outside`, for general inputs."""
     bias, driven = cells.bias[:, None], inputs.new_empty(len(cells.bias), inputs.shape[1], cells.hidden_size)
     drive = cells.drive.transpose(0, 1).contiguous()
@@ -68,7 +68,7 @@ def _among(cells: Cells, inputs: Tensor) -> Iterator[Tensor]:
         yield torch.baddbmm(bias, x.expand(len(drive), *x.shape), drive, out=driven)
 
 
-def _lstm(cells: Cells, driven: Iterator[Tensor], state: State, hidden: Tensor) -> State:
+def _lstm(cells: LoneCells, driven: Iterator[Tensor], state: State, hidden: Tensor) -> State:
     own, zero, (h, c) = cells.own[:, None], hidden.new_zeros(()), state
     gates, twice = hidden.new_empty(4, *h.shape), 2 * c  # the cell state is kept doubled, as its tanh wants it
     squashed, (i, f, g, o) = torch.empty_like(twice), gates
@@ -81,7 +81,7 @@ def _lstm(cells: Cells, driven: Iterator[Tensor], state: State, hidden: Tensor) 
     return h.clone(), twice / 2
 
 
-def _gru(cells: Cells, driven: Iterator[Tensor], state: State, hidden: Tensor) -> State:
+def _gru(cells: LoneCells, driven: Iterator[Tensor], state: State, hidden: Tensor) -> State:
     own, inner, (h,) = cells.own[:, None], cells.inner, state
     assert inner is not None
     gates = hidden.new_empty(3, *h.shape)
@@ -94,14 +94,14 @@ def _gru(cells: Cells, driven: Iterator[Tensor], state: State, hidden: Tensor) -
     return (h.clone(),)
 
 
-def _rnn_tanh(cells: Cells, driven: Iterator[Tensor], state: State, hidden: Tensor) -> State:
+def _rnn_tanh(cells: LoneCells, driven: Iterator[Tensor], state: State, hidden: Tensor) -> State:
     own, (h,) = cells.own[0], state
     for outside, row in zip(driven, hidden, strict=True):
         h = torch.addcmul(outside[0], own, h, out=row).sigmoid_().mul_(TWO).sub_(ONE)
     return (h.clone(),)
 
 
-def _rnn_relu(cells: Cells, driven: Iterator[Tensor], state: State, hidden: Tensor) -> State:
+def _rnn_relu(cells: LoneCells, driven: Iterator[Tensor], state: State, hidden: Tensor) -> State:
     own, (h,) = cells.own[0], state
     for outside, row in zip(driven, hidden, strict=True):
         h = torch.addcmul(outside[0], own, h, out=row).relu_()
@@ -113,7 +113,7 @@ _CANDIDATE = {"lstm": 2, "gru": 2, "rnn_tanh": 0}
 """The row of the gate that is a tanh."""
 
 
-def _doubled(cells: Cells) -> Cells:
+def _doubled(cells: LoneCells) -> LoneCells:
     """The cells with all that enters a tanh doubled."""
     if cells.kind not in _CANDIDATE:
         return cells
@@ -141,7 +141,7 @@ def run_alone(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tens
 
 
 def trace_alone(
-    cells: Cells, signals: Tensor, way: Tensor, state: State, out: Tensor | None = None
+    cells: LoneCells, signals: Tensor, way: Tensor, state: State, out: Tensor | None = None
 ) -> tuple[Tensor, State]:
     """Cells alone: ``hidden (T, S, H)`` on ``signals (T, S)`` along the directions ``way (S,)``; the last state.
 
@@ -154,11 +154,11 @@ def trace_alone(
     return hidden, scan(Driven(cells, way, is_still(signals)), signals, start, hidden)
 
 
-def _few(cells: Cells, count: int) -> bool:
+def _few(cells: LoneCells, count: int) -> bool:
     return cells.kind == "lstm" and count * cells.hidden_size <= FEW
 
 
-def _run_groups(cells: Cells, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+def _run_groups(cells: LoneCells, inputs: Tensor, state: State) -> tuple[Tensor, State]:
     """The fused op on groups of cells, their own recurrence on diagonals; ``inputs (T, N, D)`` along the directions."""
     groups = [slice(k, k + GROUP) for k in range(0, cells.hidden_size, GROUP)]
     runs = [run_fused(_layer(cells_in(cells, g)), inputs, tuple(s[:, g] for s in state)) for g in groups]
@@ -168,7 +168,7 @@ def _run_groups(cells: Cells, inputs: Tensor, state: State) -> tuple[Tensor, Sta
     return hidden, tuple(torch.cat(ends, dim=-1) for ends in zip(*(end for _, end in runs), strict=True))
 
 
-def _layer(cells: Cells) -> LayerWeights:
+def _layer(cells: LoneCells) -> LayerWeights:
     """Cells of an LSTM as a layer that reads along their directions."""
     drive, own, bias = cells.drive.flatten(1).T, cells.own.reshape(-1, 1), cells.bias.flatten()
     return dense(LoneWeights(cells.kind, drive, own, bias, torch.zeros_like(bias)))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.core.definitions import Thresholds
-from lstm_monitor.engines.facts import Engine, Played, Score, SineFacts, StepFacts, Window, window_of
+from lstm_monitor.engines.facts import Engine, ResponseFacts, Signals, SineFacts, StepFacts, Window, window_of
 from lstm_monitor.engines.fused import State
-from lstm_monitor.engines.lone_cells import Cells
+from lstm_monitor.engines.lone_cells import LoneCells
 from lstm_monitor.engines.torch_engine.engine import TorchEngine
 
 WARPS = 2
@@ -31,7 +31,7 @@ class TritonEngine(TorchEngine):
 
     name: str = "triton"
 
-    def cell_trace(self, cells: Cells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
+    def cell_trace(self, cells: LoneCells, signals: Tensor, way: Tensor, state: State) -> tuple[Tensor, State]:
         """As `Engine.cell_trace`; a ``state`` of one row is that before every signal.
 
         Raises:
@@ -44,40 +44,42 @@ class TritonEngine(TorchEngine):
         _launch("trace", cells, signals, way, state, (row, hidden, last[0], last[-1], steps))
         return hidden, last
 
-    def cell_facts(self, cells: Cells, score: Score, state: State, initial: Tensor, thresholds: Thresholds) -> Played:
+    def cell_facts(
+        self, cells: LoneCells, signals: Signals, state: State, initial: Tensor, thresholds: Thresholds
+    ) -> ResponseFacts:
         """As `Engine.cell_facts`.
 
         Raises:
             TypeError: the cells are not float32.
         """
-        return Played(_steps(cells, score, state, initial, thresholds), _sines(cells, score, state))
+        return ResponseFacts(_steps(cells, signals, state, initial, thresholds), _sines(cells, signals, state))
 
 
 ENGINE: Engine = TritonEngine()
 
 
-def _steps(cells: Cells, score: Score, state: State, initial: Tensor, thresholds: Thresholds) -> StepFacts:
-    steps, count = score.steps.shape
+def _steps(cells: LoneCells, signals: Signals, state: State, initial: Tensor, thresholds: Thresholds) -> StepFacts:
+    steps, count = signals.steps.shape
     facts = cells.own.new_empty(12, count, cells.hidden_size)
     tail = max(thresholds.tail_least, steps // thresholds.tail_share)
     tail_from, before_from = max(0, steps - tail), max(0, steps - 2 * tail)
     shares = [1 / samples if samples else float("nan") for samples in (tail_from - before_from, steps - tail_from)]
     limits = [float(limit) for limit in (thresholds.silent, thresholds.washout, thresholds.band)]
     given = (initial.contiguous(), facts, steps, before_from, tail_from, *shares, *limits)
-    _launch("steps_alone", cells, score.steps, score.step_way, state, given)
+    _launch("steps_alone", cells, signals.steps, signals.step_way, state, given)
     return StepFacts(steps, *facts.unbind())
 
 
-def _sines(cells: Cells, score: Score, state: State) -> SineFacts:
-    steps, count = score.sines.shape
-    size, windows = cells.hidden_size, [window_of(steps, frequency) for frequency in score.frequencies]
+def _sines(cells: LoneCells, signals: Signals, state: State) -> SineFacts:
+    steps, count = signals.sines.shape
+    size, windows = cells.hidden_size, [window_of(steps, frequency) for frequency in signals.frequencies]
     folded = cells.own.new_zeros(sum(window.period for window in windows), size)
-    std, window = cells.own.new_empty(count, size), cells.own.new_empty(windows[score.shown].size, size)
+    std, window = cells.own.new_empty(count, size), cells.own.new_empty(windows[signals.main].size, size)
     table = _table(tuple(windows), cells.own.device)
-    given = (table, folded, std, window, score.shown, steps // 2)
-    _launch("sines_alone", cells, score.sines, score.sine_way, state, given)
+    given = (table, folded, std, window, signals.main, steps // 2)
+    _launch("sines_alone", cells, signals.sines, signals.sine_way, state, given)
     parts = tuple(part.T for part in folded.split([window.period for window in windows]))
-    return SineFacts(steps, score.frequencies, parts, std, window.T)
+    return SineFacts(steps, signals.frequencies, parts, std, window.T)
 
 
 @lru_cache(maxsize=64)
@@ -88,7 +90,7 @@ def _table(windows: tuple[Window, ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32).to(device)
 
 
-def _launch(kernel: str, cells: Cells, signals: Tensor, way: Tensor, state: State, given: tuple[Any, ...]) -> None:
+def _launch(kernel: str, cells: LoneCells, signals: Tensor, way: Tensor, state: State, given: tuple[Any, ...]) -> None:
     """Run a kernel of `lone_cells.py` over all cells and signals; what it is `given` comes between those two."""
     if cells.own.dtype != torch.float32:
         raise TypeError(f"engine 'triton' computes in float32; these cells are {cells.own.dtype}: use engine 'torch'")

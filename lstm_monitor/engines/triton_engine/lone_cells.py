@@ -16,7 +16,7 @@ from lstm_monitor.engines.triton_engine.cell import gates, step
 
 NAN = tl.constexpr(float("nan"))
 INFINITE = tl.constexpr(float("inf"))
-SIZES = ["steps", "count", "size", "row", "shown", "start", "tail_from", "before_from"]
+SIZES = ["steps", "count", "size", "row", "main", "start", "tail_from", "before_from"]
 """Whole numbers that vary: one compiled kernel serves them all."""
 
 
@@ -141,7 +141,7 @@ def sines_alone(  # noqa: PLR0913 - all that it reads and writes
     folded: tl.tensor,
     std: tl.tensor,
     window: tl.tensor,
-    shown: tl.tensor,
+    main: tl.tensor,
     start: tl.tensor,
     count: tl.tensor,
     size: tl.tensor,
@@ -181,7 +181,7 @@ def sines_alone(  # noqa: PLR0913 - all that it reads and writes
     for t in range(samples):
         h, s = step(h, s, tl.load(signals + (start + t) * count), a, b, c, d, kind)
         square += (h - mean) * (h - mean)
-        if stimulus == shown:
+        if stimulus == main:
             tl.store(window + t * size + cell, h, real)
     tl.store(std + stimulus * size + cell, tl.sqrt_rn(square / samples.to(tl.float32)), real)
 
