@@ -28,13 +28,13 @@ from lstm_monitor.report.report import Report, versions
 from lstm_monitor.responses.probe_design import probes_for
 from lstm_monitor.responses.probing import (
     Case,
-    Heard,
+    Simulated,
     cost_of,
     held_out_cost,
     held_out_metrics,
     measured,
-    play_alone,
-    play_traces,
+    simulate,
+    simulate_alone,
     together,
 )
 from lstm_monitor.snapshots.held_out import Forward
@@ -180,18 +180,18 @@ def examine(
 
 def _examine(cases: Sequence[Case], rank_by: str, thresholds: Thresholds) -> list[LayerReport]:
     groups, size = together(cases), len(cases)
-    jobs: list[Callable[[], Any]] = [partial(play_traces, case, "coupled", thresholds) for case in cases]
-    jobs += [partial(play_alone, [cases[k] for k in group], thresholds) for group in groups]
+    jobs: list[Callable[[], Any]] = [partial(simulate, case, "coupled", thresholds) for case in cases]
+    jobs += [partial(simulate_alone, [cases[k] for k in group], thresholds) for group in groups]
     jobs += [partial(held_out_metrics, case.snap, thresholds) for case in cases]
     costs = [cost_of(case, "coupled") for case in cases]
     costs += [sum(cost_of(cases[k], "alone") for k in group) for group in groups]
     results = shared(jobs, costs + [held_out_cost(case.snap) for case in cases])
     coupled, alone, held_out = results[:size], results[size:-size], results[-size:]
     found = measured(cases, groups, coupled, alone, thresholds)
-    numbers = torch.stack([heard.shown.number for heard in coupled]).tolist()
+    numbers = torch.stack([simulated.traced.number for simulated in coupled]).tolist()
     traces = [
-        Trace(case.probe.steps[number].name, heard.shown.change)
-        for case, heard, number in zip(cases, coupled, numbers, strict=True)
+        Trace(case.probe.steps[number].name, simulated.traced.change)
+        for case, simulated, number in zip(cases, coupled, numbers, strict=True)
     ]
     return [
         _report(case, Metrics(case.snap.key, (*found[k], *held_out[k])), traces[k], coupled[k], rank_by, thresholds)
@@ -200,7 +200,7 @@ def _examine(cases: Sequence[Case], rank_by: str, thresholds: Thresholds) -> lis
 
 
 def _report(
-    case: Case, metrics: Metrics, trace: Trace, heard: Heard, rank_by: str, thresholds: Thresholds
+    case: Case, metrics: Metrics, trace: Trace, simulated: Simulated, rank_by: str, thresholds: Thresholds
 ) -> LayerReport:
     snap = case.snap
     return LayerReport(
@@ -212,7 +212,7 @@ def _report(
         metrics=metrics,
         ranking=rank(snap, metrics, rank_by),
         trace=trace,
-        settled=heard.rest.settled,
+        settled=simulated.rest.settled,
         thresholds=thresholds,
         frozen=snap.frozen,
     )

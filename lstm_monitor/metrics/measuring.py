@@ -41,7 +41,7 @@ def measure(*responses: Response, thresholds: Thresholds | None = None) -> Metri
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class MeasuredCells:
     """Cells of one layer in one mode, which were given steps and sines: their groups have this `ending`.
 
     ``steps`` and ``sines``: the stimuli's names.
@@ -53,7 +53,9 @@ class Part:
     sines: tuple[str, ...]
 
 
-def measure_facts(given: Sequence[ResponseFacts], parts: Sequence[Part], thresholds: Thresholds) -> list[list[Metric]]:
+def measure_facts(
+    given: Sequence[ResponseFacts], parts: Sequence[MeasuredCells], thresholds: Thresholds
+) -> list[list[Metric]]:
     """The step and sine metrics of each part, in one pass over all cells: a decoupled cell is just another cell.
 
     Args:
@@ -72,7 +74,7 @@ def _measure(response: Response, thresholds: Thresholds) -> list[Metric]:
         return _activity(response, response.mask, thresholds) + _gates(response, response.mask, thresholds)
     (y, steps), (waves, sines) = _rows(response, "step"), _rows(response, "sine")
     names = (tuple(stimulus.name for stimulus in group) for group in (steps, sines))
-    parts = [Part(response.hidden.shape[1], "_alone" if response.mode == "alone" else "", *names)]
+    parts = [MeasuredCells(response.hidden.shape[1], "_alone" if response.mode == "alone" else "", *names)]
     items: list[Metric] = []
     if steps:
         items += _steps(summarize(y, response.baseline, thresholds), parts)[0]
@@ -95,7 +97,7 @@ def main_of(frequencies: Sequence[float]) -> int:
     return min(range(len(frequencies)), key=lambda k: abs(1 / frequencies[k] - MAIN_PERIOD))
 
 
-def _steps(summary: StepSummary, parts: Sequence[Part]) -> list[list[Metric]]:
+def _steps(summary: StepSummary, parts: Sequence[MeasuredCells]) -> list[list[Metric]]:
     rows = _step_rows(summary)
     values, reasons = (torch.stack([row[k] for row in rows.values()]) for k in (0, 1))
     unsettled = flagged(summary.reason)
@@ -127,7 +129,7 @@ def _step_rows(summary: StepSummary) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def _sines(summary: SineSummary, parts: Sequence[Part]) -> list[list[Metric]]:
+def _sines(summary: SineSummary, parts: Sequence[MeasuredCells]) -> list[list[Metric]]:
     main = main_of(summary.facts.frequencies)
     rows = {
         "amplitude": (summary.amplitude, summary.amplitude_reason),
@@ -158,8 +160,8 @@ def _sines(summary: SineSummary, parts: Sequence[Part]) -> list[list[Metric]]:
 def _divided(
     group: str,
     names: Sequence[str],
-    labels: Callable[[Part], Sequence[tuple[str, ...]]],
-    parts: Sequence[Part],
+    labels: Callable[[MeasuredCells], Sequence[tuple[str, ...]]],
+    parts: Sequence[MeasuredCells],
     values: Tensor,
     reasons: Tensor,
     cells: Tensor | Sequence[Tensor],

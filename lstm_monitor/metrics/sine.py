@@ -115,8 +115,8 @@ def _projection(
     angles = [2 * math.pi * frequency * order * time for order in range(1, harmonics + 1)]
     waves = [wave for angle in angles for wave in (torch.sin(angle), torch.cos(angle))]
     fitted = torch.linalg.pinv(torch.stack([torch.ones_like(time), *waves], dim=1))[1:]
-    heard = waves[0] - waves[0].mean()
-    return torch.cat([fitted, (heard / heard.std(correction=0) / steps)[None]]).T.to(device, dtype)
+    actual = waves[0] - waves[0].mean()
+    return torch.cat([fitted, (actual / actual.std(correction=0) / steps)[None]]).T.to(device, dtype)
 
 
 def summarize_sine(

@@ -1,4 +1,4 @@
-"""Play a check's steps and sines to the layers, coupled and alone, and measure the responses."""
+"""Simulate the responses of layers to a check's steps and sines, coupled and alone, and measure them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lstm_monitor.engines.choice import engine_for
 from lstm_monitor.engines.facts import ResponseFacts, Signals, SineFacts, StepFacts, stacked_sines, stacked_steps
 from lstm_monitor.engines.lone_cells import cells_of, joined_cells
 from lstm_monitor.engines.run import in_mode, run
-from lstm_monitor.metrics.measuring import Part, flagged, main_of, measure, measure_facts, not_measured
+from lstm_monitor.metrics.measuring import MeasuredCells, flagged, main_of, measure, measure_facts, not_measured
 from lstm_monitor.metrics.step import StepSummary
 from lstm_monitor.responses.linear import linear_metrics
 from lstm_monitor.responses.rest import Rest, settle, settle_cells
@@ -27,14 +27,14 @@ from lstm_monitor.responses.simulation import in_ways, respond, ways_of
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One layer, around the operating point of the probe that is played to it."""
+    """One layer, around the operating point of the probe that it is given."""
 
     snap: Snapshot
     probe: Probe
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class Traced:
     """The response that pictures show, ``change (H, T)`` from rest, to the step of this `number` ``()``."""
 
     number: Tensor
@@ -42,19 +42,19 @@ class Shown:
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class Simulated:
     """What was found of the cells of one layer or more in one mode, and where they came to rest before."""
 
-    played: ResponseFacts
+    facts: ResponseFacts
     rest: Rest
-    shown: Shown | None = None
+    traced: Traced | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
+class Encoded:
     """A probe's stimuli as signals along ``directions (I, D)``.
 
-    Layers with the same `kind` are measured together, those that have the same `content` too are played together.
+    Layers with the same `kind` are measured together, those that have the same `content` too are simulated together.
     """
 
     signals: Signals
@@ -63,26 +63,26 @@ class Coded:
     content: tuple[object, ...]
 
 
-_coded: WeakKeyDictionary[Probe, Coded] = WeakKeyDictionary()
+_encoded: WeakKeyDictionary[Probe, Encoded] = WeakKeyDictionary()
 """A probe stays the same from check to check."""
 
 
-def coded(case: Case) -> Coded:
+def encoded(case: Case) -> Encoded:
     """A probe's stimuli as signals, of the layer's type and on its device."""
-    known, like = _coded.get(case.probe), case.snap.weights.like
+    known, like = _encoded.get(case.probe), case.snap.weights.like
     if known is None or (known.directions.dtype, known.directions.device) != (like.dtype, like.device):
-        known = _coded[case.probe] = _code(case.probe, like)
+        known = _encoded[case.probe] = _encode(case.probe, like)
     return known
 
 
-def _code(probe: Probe, like: Tensor) -> Coded:
+def _encode(probe: Probe, like: Tensor) -> Encoded:
     directions, way = ways_of((*probe.steps, *probe.sines), like.device)
     count = len(probe.steps)
     steps, sines = (_signals(stimuli, like) for stimuli in (probe.steps, probe.sines))
     frequencies = tuple(float(sine.frequency or 0) for sine in probe.sines)
     signals = Signals(steps, way[:count], sines, way[count:], frequencies, main_of(frequencies))
     kind = (like.dtype, like.device, steps.shape, sines.shape, frequencies)
-    return Coded(
+    return Encoded(
         signals, directions.to(like), kind, tuple(part.cpu().numpy().tobytes() for part in (steps, sines, way))
     )
 
@@ -91,23 +91,23 @@ def _signals(stimuli: Sequence[Stimulus], like: Tensor) -> Tensor:
     return torch.stack([stimulus.signal for stimulus in stimuli], dim=1).to(like)
 
 
-def play_traces(case: Case, mode: Mode, thresholds: Thresholds) -> Heard:
-    """Play to one layer in batches of 16 stimuli or fewer; the responses to one batch are in memory at a time."""
-    rest, signals = settle(case.snap, mode, thresholds), coded(case).signals
+def simulate(case: Case, mode: Mode, thresholds: Thresholds) -> Simulated:
+    """The responses of one layer, to 16 stimuli at a time or fewer; those to one batch are in memory at a time."""
+    rest, signals = settle(case.snap, mode, thresholds), encoded(case).signals
     steps = max(len(signals.steps), len(signals.sines))
     at_once = stimuli_at_once(signals.steps.device, case.snap.hidden_size, steps, signals.steps.dtype)
-    return with_less(lambda count: _play_traces(case, mode, rest, thresholds, count), at_once)
+    return with_less(lambda count: _simulate(case, mode, rest, thresholds, count), at_once)
 
 
-def _play_traces(case: Case, mode: Mode, rest: Rest, thresholds: Thresholds, at_once: int) -> Heard:
-    code = coded(case)
-    hear = _hearing(case.snap, mode, code.directions, rest)
+def _simulate(case: Case, mode: Mode, rest: Rest, thresholds: Thresholds, at_once: int) -> Simulated:
+    code = encoded(case)
+    respond_to = _responder(case.snap, mode, code.directions, rest)
     engine = engine_for(rest.hidden.device, rest.hidden.dtype)
     steps: list[StepFacts] = []
     sines: list[SineFacts] = []
     for signals, way, waves in _batches(code.signals, at_once):
-        known = None  # before the next batch is played
-        hidden = hear(signals, way)
+        known = None  # before the next batch is simulated
+        hidden = respond_to(signals, way)
         if waves:
             frequencies = [code.signals.frequencies[k] for k in waves]
             main = waves.index(code.signals.main) if code.signals.main in waves else None
@@ -116,25 +116,25 @@ def _play_traces(case: Case, mode: Mode, rest: Rest, thresholds: Thresholds, at_
             steps.append(engine.step_facts(hidden[:, len(waves) :], rest.hidden, thresholds))
         known = hidden[:, len(waves) :] if len(steps) == 1 else None
         del hidden
-    played = ResponseFacts(stacked_steps(steps), stacked_sines(sines))
-    number = (StepSummary(played.steps, thresholds).reason == 0).sum(1).argmax()
+    facts = ResponseFacts(stacked_steps(steps), stacked_sines(sines))
+    number = (StepSummary(facts.steps, thresholds).reason == 0).sum(1).argmax()
     if known is None:
         one = slice(int(number), int(number) + 1)
-        response = hear(code.signals.steps[:, one], code.signals.step_way[one])[:, 0]
+        response = respond_to(code.signals.steps[:, one], code.signals.step_way[one])[:, 0]
     else:
         response = known.index_select(1, number[None])[:, 0]
-    return Heard(played, rest, Shown(number, (response - rest.hidden).T.contiguous()))
+    return Simulated(facts, rest, Traced(number, (response - rest.hidden).T.contiguous()))
 
 
-def _hearing(snap: Snapshot, mode: Mode, directions: Tensor, rest: Rest) -> Callable[[Tensor, Tensor], Tensor]:
+def _responder(snap: Snapshot, mode: Mode, directions: Tensor, rest: Rest) -> Callable[[Tensor, Tensor], Tensor]:
     """What gives the responses ``(T, S, H)`` from rest to ``signals (T, S)`` along the ways ``(S,)``."""
     weights = in_mode(snap.weights, mode, snap.hidden_mean).from_mean(snap.point.mean).along(directions)
 
-    def hear(signals: Tensor, way: Tensor) -> Tensor:
+    def respond_to(signals: Tensor, way: Tensor) -> Tensor:
         start = tuple(part.expand(len(way), *part.shape[1:]) for part in rest.state)
         return run(weights, mode, in_ways(signals, way, directions.shape[1]), start)[0]
 
-    return hear
+    return respond_to
 
 
 def _batches(given: Signals, at_once: int) -> Iterator[tuple[Tensor, Tensor, range]]:
@@ -152,32 +152,32 @@ def _batches(given: Signals, at_once: int) -> Iterator[tuple[Tensor, Tensor, ran
 
 
 def together(cases: Sequence[Case]) -> list[list[int]]:
-    """The numbers of the layers whose cells can be played alone as if they were one layer's."""
+    """The numbers of the layers whose cells can be simulated alone as if they were one layer's."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for k, case in enumerate(cases):
-        code, custom = coded(case), k if isinstance(case.snap.weights, CellWeights) else None
+        code, custom = encoded(case), k if isinstance(case.snap.weights, CellWeights) else None
         groups.setdefault((case.snap.kind, custom, code.kind, code.content), []).append(k)
     return list(groups.values())
 
 
-def play_alone(cases: Sequence[Case], thresholds: Thresholds) -> Heard:
-    """Play to the cells of a group of layers, each cell alone; no response is kept but those of a registered cell."""
-    codes, lone = [coded(case) for case in cases], []
+def simulate_alone(cases: Sequence[Case], thresholds: Thresholds) -> Simulated:
+    """Those of the cells of a group of layers, each cell alone; no response is kept but those of a registered cell."""
+    codes, lone = [encoded(case) for case in cases], []
     for case, code in zip(cases, codes, strict=True):
         snap = case.snap
         if isinstance(snap.weights, CellWeights):
-            return play_traces(case, "alone", thresholds)
+            return simulate(case, "alone", thresholds)
         lone.append(cells_of(snap.weights, snap.hidden_mean, snap.point.mean, code.directions))
     cells = joined_cells(lone)
     rest = settle_cells(cells, [case.snap.hidden_size for case in cases], thresholds)
     engine = engine_for(rest.hidden.device, rest.hidden.dtype)
-    return Heard(engine.cell_facts(cells, codes[0].signals, rest.state, rest.hidden, thresholds), rest)
+    return Simulated(engine.cell_facts(cells, codes[0].signals, rest.state, rest.hidden, thresholds), rest)
 
 
 def cost_of(case: Case, mode: Mode) -> float:
-    """About how long it takes to play to a layer, in any unit: coupled, every cell hears all others."""
+    """About how long a layer's simulation takes, in any unit: coupled, every cell receives all others."""
     samples = (
-        sum(part.numel() for part in (coded(case).signals.steps, coded(case).signals.sines)) * case.snap.hidden_size
+        sum(part.numel() for part in (encoded(case).signals.steps, encoded(case).signals.sines)) * case.snap.hidden_size
     )
     others = 0.0 if mode == "alone" and isinstance(case.snap.weights, LayerWeights) else case.snap.hidden_size / 16
     return samples * (4 + others)
@@ -187,11 +187,11 @@ def flagged_share(snap: Snapshot, steps: Sequence[Stimulus], rest: Rest, thresho
     """The share ``()`` of cells that most of these steps leave drifting or oscillating at the end, coupled."""
     directions, way = ways_of(steps, snap.weights.like.device)
     signals = _signals(steps, snap.weights.like)
-    hear = _hearing(snap, "coupled", directions.to(signals), rest)
+    respond_to = _responder(snap, "coupled", directions.to(signals), rest)
     engine = engine_for(signals.device, signals.dtype)
     at_once = stimuli_at_once(signals.device, snap.hidden_size, len(signals), signals.dtype)
     parts = [
-        engine.step_facts(hear(signals[:, part], way[part]), rest.hidden, thresholds)
+        engine.step_facts(respond_to(signals[:, part], way[part]), rest.hidden, thresholds)
         for part in (slice(start, start + at_once) for start in range(0, len(way), at_once))
     ]
     return flagged(StepSummary(stacked_steps(parts), thresholds).reason).double().mean()
@@ -200,32 +200,32 @@ def flagged_share(snap: Snapshot, steps: Sequence[Stimulus], rest: Rest, thresho
 def measured(
     cases: Sequence[Case],
     groups: Sequence[Sequence[int]],
-    coupled: Sequence[Heard],
-    alone: Sequence[Heard],
+    coupled: Sequence[Simulated],
+    alone: Sequence[Simulated],
     thresholds: Thresholds,
 ) -> list[list[Metric]]:
-    """The metrics of each layer from what was played to it, all layers of the same stimuli in one pass."""
-    order = [([k], "", heard) for k, heard in enumerate(coupled)]
-    order += [(list(group), "_alone", heard) for group, heard in zip(groups, alone, strict=True)]
-    passes: dict[tuple[object, ...], list[tuple[list[int], str, Heard]]] = {}
+    """The metrics of each layer from what was simulated of it, all layers of the same stimuli in one pass."""
+    order = [([k], "", simulated) for k, simulated in enumerate(coupled)]
+    order += [(list(group), "_alone", simulated) for group, simulated in zip(groups, alone, strict=True)]
+    passes: dict[tuple[object, ...], list[tuple[list[int], str, Simulated]]] = {}
     for item in order:
-        passes.setdefault(coded(cases[item[0][0]]).kind, []).append(item)
+        passes.setdefault(encoded(cases[item[0][0]]).kind, []).append(item)
     found: list[list[Metric]] = [[] for _ in cases]
     for items in passes.values():
         numbers = [k for group, _, _ in items for k in group]
         parts = [_part(cases[k], ending) for group, ending, _ in items for k in group]
-        results = measure_facts([heard.played for _, _, heard in items], parts, thresholds)
+        results = measure_facts([simulated.facts for _, _, simulated in items], parts, thresholds)
         for k, metrics in zip(numbers, results, strict=True):
             found[k] += metrics
-    for group, heard in zip(groups, alone, strict=True):
-        for k, rest in zip(group, _apart(heard.rest, [cases[k].snap.hidden_size for k in group]), strict=True):
+    for group, simulated in zip(groups, alone, strict=True):
+        for k, rest in zip(group, _apart(simulated.rest, [cases[k].snap.hidden_size for k in group]), strict=True):
             found[k] += linear_metrics(cases[k].snap, cases[k].probe, thresholds, rest)
     return found
 
 
-def _part(case: Case, ending: str) -> Part:
+def _part(case: Case, ending: str) -> MeasuredCells:
     names = (tuple(stimulus.name for stimulus in group) for group in (case.probe.steps, case.probe.sines))
-    return Part(case.snap.hidden_size, ending, *names)
+    return MeasuredCells(case.snap.hidden_size, ending, *names)
 
 
 def _apart(rest: Rest, sizes: Sequence[int]) -> list[Rest]:

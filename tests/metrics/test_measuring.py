@@ -14,7 +14,7 @@ from lstm_monitor.engines.facts import ResponseFacts
 from lstm_monitor.engines.torch_engine.engine import ENGINE
 from lstm_monitor.metrics import activity
 from lstm_monitor.metrics.catalog import CATALOG
-from lstm_monitor.metrics.measuring import Part, flagged, main_of, measure_facts
+from lstm_monitor.metrics.measuring import MeasuredCells, flagged, main_of, measure_facts
 from tests.helpers import oracles
 
 KINDS = {
@@ -248,7 +248,7 @@ def test_layers_and_modes_in_one_pass_are_the_same_as_apart(snap: lm.Snapshot) -
         lm.respond(snap, stimuli, "alone"),
         lm.respond(other, lm.default_stimuli(other, 128)),
     ]
-    parts = [Part(r.hidden.shape[1], "_alone" if r.mode == "alone" else "", *names) for r in responses]
+    parts = [MeasuredCells(r.hidden.shape[1], "_alone" if r.mode == "alone" else "", *names) for r in responses]
     together = measure_facts([heard(response, sines) for response in responses], parts, lm.Thresholds())
     for response, items in zip(responses, together, strict=True):
         apart = lm.measure(response)

@@ -1,4 +1,4 @@
-"""What a check plays to all layers at once, against respond() and measure() of each layer by itself."""
+"""What a check simulates of all layers at once, against respond() and measure() of each layer by itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lstm_monitor.core.records import Probe
 from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines.lone_cells import cells_of, joined_cells
 from lstm_monitor.responses.probe_design import design_probe
-from lstm_monitor.responses.probing import Case, play_alone, play_traces, together
+from lstm_monitor.responses.probing import Case, simulate, simulate_alone, together
 from lstm_monitor.responses.rest import settle, settle_cells
 from lstm_monitor.responses.simulation import BATCH
 
@@ -68,10 +68,10 @@ def test_a_check_finds_what_respond_and_measure_find(kind: str, horizon: int, mo
             agree(report.metrics[item.path], item)
     steps = lm.respond(snap, probe.steps)
     settled = (report.metrics["step/settling_time"].reasons == 0).sum(1)
-    shown = probe.steps[int(settled.argmax())]
-    assert report.trace.label == shown.name
+    traced = probe.steps[int(settled.argmax())]
+    assert report.trace.label == traced.name
     assert steps.baseline is not None
-    torch.testing.assert_close(report.trace.change, lm.respond(snap, shown).hidden[0] - steps.baseline[:, None])
+    torch.testing.assert_close(report.trace.change, lm.respond(snap, traced).hidden[0] - steps.baseline[:, None])
     assert torch.equal(report.settled, steps.settled)
 
 
@@ -81,16 +81,16 @@ def test_the_picture_of_a_step_of_an_earlier_batch() -> None:
     probe = probe_of(snap, 64)
     still = tuple(lm.step(probe.steps[0].direction, steps=64, amplitude=0.0, name=f"{k}") for k in range(2 * BATCH))
     case = Case(snap, replace(probe, steps=(*probe.steps, *still)))
-    shown = play_traces(case, "coupled", THRESHOLDS).shown
-    expected = play_traces(Case(snap, probe), "coupled", THRESHOLDS).shown
-    assert shown is not None
+    traced = simulate(case, "coupled", THRESHOLDS).traced
+    expected = simulate(Case(snap, probe), "coupled", THRESHOLDS).traced
+    assert traced is not None
     assert expected is not None
-    assert int(shown.number) == int(expected.number)
-    torch.testing.assert_close(shown.change, expected.change)
+    assert int(traced.number) == int(expected.number)
+    torch.testing.assert_close(traced.change, expected.change)
 
 
-def test_layers_are_played_together_and_found_as_apart() -> None:
-    """Two kinds, two directions, two widths: what is alike is played in one batch; a layer's numbers stay its own."""
+def test_layers_are_simulated_together_and_found_as_apart() -> None:
+    """Two kinds, two directions, two widths: alike ones are simulated in one batch; a layer's numbers stay its own."""
     snaps = (*snapshots("lstm", torch.float32, num_layers=2, bidirectional=True), *snapshots("gru", torch.float32))
     snaps = tuple(replace(snap, key=lm.LayerKey(f"{k}")) for k, snap in enumerate(snaps))
     probes = {snap.key: design_probe(snap, THRESHOLDS, 64) for snap in snaps}
@@ -135,11 +135,11 @@ def test_layers_that_settle_together_stop_where_each_would_by_itself() -> None:
         assert torch.equal(rest.settled[own], apart.settled)
 
 
-def test_what_was_heard_holds_no_response() -> None:
+def test_what_was_found_holds_no_response() -> None:
     """Of a cell alone at most the window of one sine; so that many layers can be in memory."""
     (snap,) = snapshots("lstm", torch.float32)
-    heard = play_alone([Case(snap, design_probe(snap, THRESHOLDS, 512))], THRESHOLDS)
-    tensors = [value for part in (heard.played.steps, heard.played.sines) for value in vars(part).values()]
+    simulated = simulate_alone([Case(snap, design_probe(snap, THRESHOLDS, 512))], THRESHOLDS)
+    tensors = [value for part in (simulated.facts.steps, simulated.facts.sines) for value in vars(part).values()]
     tensors = [t for value in tensors for t in (value if isinstance(value, tuple) else (value,))]
     bytes_held = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor)

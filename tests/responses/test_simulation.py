@@ -394,7 +394,7 @@ def test_the_plain_loop_and_the_engines_are_one(
 
 
 def two_cells(own: float = -3.0, nonlinearity: str = "tanh") -> nn.RNN:
-    """An RNN of two cells that do not hear each other: one forgets at once, the other has its `own` recurrence."""
+    """An RNN of two cells each by itself: one forgets at once, the other has its `own` recurrence."""
     rnn = nn.RNN(1, 2, nonlinearity=nonlinearity)
     with torch.no_grad():
         for value in rnn.parameters():
