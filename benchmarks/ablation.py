@@ -23,7 +23,7 @@ from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.undisturbed import undisturbed
 from lstm_monitor.importance.removal.curves import counts_to_try, curve, scale_of
 from lstm_monitor.importance.removal.estimates import estimate, spearman
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.racing import race
 from lstm_monitor.importance.removal.single_cells import singles
 from lstm_monitor.importance.sensitivity.scores import loss_changes, output_changes
@@ -43,10 +43,10 @@ class Bench:
     task: tasks.Task
     data: tasks.Split
 
-    def rig(self, batch: int) -> Rig:
+    def measured(self, batch: int) -> Network:
         """The library's way to remove cells, on batches of this size; inside `undisturbed`."""
         found = find_layers(self.network)
-        return Rig(self.network, found, self.runs(batch))
+        return Network(self.network, found, self.runs(batch))
 
     def runs(self, batch: int) -> list[Run]:
         """The loss of every sequence, a run a batch."""
@@ -97,34 +97,36 @@ def row(name: str, plain: float, ours: float, found: list[float]) -> str:
     return f"| {name} | {plain:.2f} s | {ours:.2f} s | {middle:.2f} ({low:.2f} to {high:.2f}) |"
 
 
-def sweeps(bench: Bench, rig: Rig, repeats: int) -> None:
+def sweeps(bench: Bench, measured: Network, repeats: int) -> None:
     """Exact single cells, and a cumulative curve."""
     cells = list(range(0, 128, 16))
     plain, ours, found = ratios(
         lambda: [plain_loss(bench, zeroed(bench.network, [cell])) for cell in cells],
-        lambda: [[rig.changes(index, {KEY: torch.tensor([c])}) for index in range(len(rig.runs))] for c in cells],
+        lambda: [
+            [measured.changes(index, {KEY: torch.tensor([c])}) for index in range(len(measured.runs))] for c in cells
+        ],
         repeats,
     )
     print(row(f"single cells, exact (of {len(cells)})", plain, ours, found), flush=True)
     counts, order = counts_to_try(128, 16), torch.randperm(128, generator=torch.Generator().manual_seed(0))
-    scale = scale_of(rig, KEY, of_score=True, runs=range(len(rig.runs)))
+    scale = scale_of(measured, KEY, of_score=True, runs=range(len(measured.runs)))
     plain, ours, found = ratios(
         lambda: [plain_loss(bench, zeroed(bench.network, order[:count].tolist())) for count in counts[1:-1].tolist()],
-        lambda: curve(rig, scale, order, counts, lambda: None),
+        lambda: curve(measured, scale, order, counts, lambda: None),
         repeats,
     )
     print(row("cumulative, 15 points", plain, ours, found), flush=True)
 
 
-def estimates(bench: Bench, rig: Rig) -> None:
+def estimates(bench: Bench, measured: Network) -> None:
     """All cells from a tenth of the sequences, with and without the first-order score; and the top ten by racing."""
     began = time.perf_counter()
-    exact = singles(rig, KEY)
+    exact = singles(measured, KEY)
     whole = time.perf_counter() - began
     order = torch.randperm(len(bench.data), generator=torch.Generator().manual_seed(1))
     mixed = Bench(bench.network, bench.task, tasks.Split(bench.data.x[order], bench.data.y[order]))
     count = len(order) // TENTH
-    small = Bench(mixed.network, mixed.task, tasks.Split(mixed.data.x[:count], mixed.data.y[:count])).rig(SIZE)
+    small = Bench(mixed.network, mixed.task, tasks.Split(mixed.data.x[:count], mixed.data.y[:count])).measured(SIZE)
     began = time.perf_counter()
     pilot = singles(small, KEY)
     piloted = time.perf_counter() - began
@@ -153,8 +155,8 @@ def racing(bench: Bench, truth: Tensor, whole: float) -> None:
     """The top ten of 128 by their effect on the output."""
     began = time.perf_counter()
     runs = [Run(partial(bench.network, x)) for x in bench.data.x.split(32)]
-    rig = Rig(bench.network, find_layers(bench.network), runs)
-    found = race(rig, KEY, 10)
+    measured = Network(bench.network, find_layers(bench.network), runs)
+    found = race(measured, KEY, 10)
     seconds = time.perf_counter() - began
     right = len(set(found.top.tolist()) & set(truth.topk(10).indices.tolist()))
     print(
@@ -176,11 +178,11 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {len(data)} sequences of 64 steps\n")
     print("| sweep | copies and a loop | here | times faster (quartiles) |\n|---|---|---|---|")
     with undisturbed(network):
-        rig = bench.rig(SIZE)
-        sweeps(bench, rig, options.repeats)
+        measured = bench.measured(SIZE)
+        sweeps(bench, measured, options.repeats)
         print("\n| effects on | first order alone | a tenth | both | used (rho) | of the exact sweep's time |")
         print("|---|---|---|---|---|---|")
-        estimates(bench, rig)
+        estimates(bench, measured)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ import lstm_monitor.integrations as integrations
 from lstm_monitor.layers.torch_modules import SUPPORTED
 from tests.conformance.cases import modules, pairwise, parts
 from tests.conformance.hosts import KINDS, Host, Task, held_out, registered_own_cell
-from tests.conformance.sinks import SinkRig, Written
+from tests.conformance.sinks import SinkSetup, Written
 
 HOSTS: dict[str, Host] = parts("host")
-SINKS: dict[str, SinkRig] = parts("sink")
+SINKS: dict[str, SinkSetup] = parts("sink")
 # torch's own, once, where a projection first runs in the user's network.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 Situation = Callable[["Bench"], None]
@@ -39,17 +39,17 @@ SITUATIONS: dict[str, Situation] = {}
 
 @dataclass
 class Bench:
-    """One case: the host, the sink's rig, the kind of layer, a folder, and pytest's own means."""
+    """One case: the host, the sink's setup, the kind of layer, a folder, and pytest's own means."""
 
     host: Host
-    rig: SinkRig
+    setup: SinkSetup
     kind: str
     folder: Path
     monkeypatch: pytest.MonkeyPatch
 
     def make(self, steps: int = 7, **options: Any) -> Any:
         """Our object with the sink; it raises its errors, unless told otherwise."""
-        usual = {"held_out": held_out(steps), "sinks": [self.rig.make(self.folder)], "horizon": 16, "budget": None}
+        usual = {"held_out": held_out(steps), "sinks": [self.setup.make(self.folder)], "horizon": 16, "budget": None}
         return self.host.make(**usual | {"on_error": "raise"} | options)
 
     def task(self, seed: int = 0, **options: Any) -> Task:
@@ -70,8 +70,8 @@ class Bench:
                 "python": random.getstate()}  # fmt: skip
 
     def written(self) -> Written:
-        self.rig.end()
-        return self.rig.read(self.folder)
+        self.setup.end()
+        return self.setup.read(self.folder)
 
     def check_written(self, report: lm.Report, at_least: int = 2) -> None:
         """The values arrived: one row a check in the order of steps, the last one that of the last report."""
@@ -82,7 +82,7 @@ class Bench:
         assert steps[-1] == report.step
         last, expected = rows[-1][1], {key: value for key, value in report.scalars().items() if "/ablation/" not in key}
         assert last.keys() >= expected.keys()
-        tolerance = {"rel": 0, "abs": 0} if self.rig.exact else {"rel": 1e-6}
+        tolerance = {"rel": 0, "abs": 0} if self.setup.exact else {"rel": 1e-6}
         assert {key: last[key] for key in expected} == pytest.approx(expected, **tolerance)
 
 
@@ -132,7 +132,7 @@ def planted_fault(bench: Bench) -> None:
     assert len(told) == 1, told
     assert "planted" in told[0]
     assert_same(without, found)
-    bench.rig.end()
+    bench.setup.end()
 
 
 @situation
@@ -141,7 +141,7 @@ def resume(bench: Bench) -> None:
     if not bench.host.resumes:
         return
     bench.fit(bench.make(), epochs=1, save=True)
-    bench.rig.end()
+    bench.setup.end()
     ours = bench.make()
     bench.fit(ours, epochs=2, resumed=True)
     report = report_of(bench, ours)
@@ -152,7 +152,7 @@ def resume(bench: Bench) -> None:
     assert report.layers[0].first is not None, "it remembers the first ranking"
     steps = [step for step, _ in bench.written()]
     assert steps == sorted(set(steps))
-    if bench.rig.survives_copies:
+    if bench.setup.survives_copies:
         assert steps == [report.step for report in whole.reports]
 
 
@@ -165,10 +165,10 @@ def copies(bench: Bench) -> None:
     bench.fit(copied)
     assert bench.host.report(ours) is None
     report = report_of(bench, copied)
-    if bench.rig.survives_copies:
+    if bench.setup.survives_copies:
         bench.check_written(report)
     copy.deepcopy(copied)
-    bench.rig.end()
+    bench.setup.end()
 
 
 @situation
@@ -181,7 +181,7 @@ def re_created_module(bench: Bench) -> None:
     bench.host.fit(Task(bench.host.rebuilt(task.model, bench.kind), bench.folder, epochs=1), ours)
     report = report_of(bench, ours)
     assert [layer.hidden_size for layer in report.layers] == [2 * size for size in sizes]
-    bench.rig.end()
+    bench.setup.end()
 
 
 @situation
@@ -194,7 +194,7 @@ def several_models(bench: Bench) -> None:
     history = report.layers[0].rank_history
     assert history is not None
     assert len(history.steps) == report.checks
-    bench.rig.end()
+    bench.setup.end()
 
 
 @situation
@@ -286,7 +286,7 @@ def test_it_keeps_its_promises(case: tuple[str, ...], tmp_path: Path, monkeypatc
 def test_no_adapter_and_no_sink_is_left_out() -> None:
     names = {*lm.__all__, *integrations.__all__}
     sinks = {name for name in names if name.endswith("Sink")} - {"Sink"}
-    assert {rig.sink for rig in SINKS.values()} == sinks
+    assert {setup.sink for setup in SINKS.values()} == sinks
     assert set().union(*(module.ADAPTERS for module in modules("host"))) == set(integrations.__all__) - sinks
 
 

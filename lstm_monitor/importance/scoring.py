@@ -12,7 +12,7 @@ from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.undisturbed import undisturbed
 from lstm_monitor.importance.ranking import GREEDY, MEASURED, OF_THE_NETWORK, RANDOM_SENSITIVITY, SENSITIVITY, UNCENTRED
 from lstm_monitor.importance.removal.greedy import removal_order
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.single_cells import singles
 from lstm_monitor.importance.sensitivity.scores import sensitivities
 from lstm_monitor.layers.finding import OWN_CODE
@@ -97,10 +97,10 @@ def _scores(  # as `_found`
     if name in (SENSITIVITY, UNCENTRED):
         centred = name == SENSITIVITY
         return sensitivities(model, layers, runs, centred=centred, output=select, max_steps=max_steps, snaps=snaps)
-    rig = Rig(model, layers, runs, select=select)
+    network = Network(model, layers, runs, select=select)
     if name == MEASURED:
-        return {layer.key: singles(rig, layer.key).output_effects() for layer in layers}
-    return {layer.key: greedy_scores(removal_order(rig, layer.key)) for layer in layers}
+        return {layer.key: singles(network, layer.key).output_effects() for layer in layers}
+    return {layer.key: greedy_scores(removal_order(network, layer.key)) for layer in layers}
 
 
 def greedy_scores(order: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lstm_monitor as lm
-from tests.conformance.sinks import SinkRig, Written
+from tests.conformance.sinks import SinkSetup, Written
 
 
-class History(SinkRig):
+class History(SinkSetup):
     """With the weights, so that the snapshots are kept as well."""
 
     name = "history"

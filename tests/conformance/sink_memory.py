@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lstm_monitor as lm
-from tests.conformance.sinks import SinkRig, Written
+from tests.conformance.sinks import SinkSetup, Written
 
 
-class Memory(SinkRig):
+class Memory(SinkSetup):
     name = "memory"
     sink = "MemorySink"
 

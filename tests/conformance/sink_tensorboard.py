@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lstm_monitor.integrations import TensorBoardSink
-from tests.conformance.sinks import SinkRig, Written
+from tests.conformance.sinks import SinkSetup, Written
 
 
-class TensorBoard(SinkRig):
+class TensorBoard(SinkSetup):
     name = "tensorboard"
     sink = "TensorBoardSink"
     exact = False

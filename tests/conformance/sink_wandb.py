@@ -7,11 +7,11 @@ from typing import Any
 
 from lstm_monitor.integrations import WandbSink
 from lstm_monitor.report.keys import run_key
-from tests.conformance.sinks import SinkRig, Written
+from tests.conformance.sinks import SinkSetup, Written
 from tests.helpers.wandb_runs import read_run, start
 
 
-class Wandb(SinkRig):
+class Wandb(SinkSetup):
     """The user's run, one for each session."""
 
     name = "wandb"

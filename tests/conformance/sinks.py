@@ -1,4 +1,4 @@
-"""A sink's rig: how it is made in a folder, and how what it wrote is read back by the library that it writes for."""
+"""A sink's setup: how it is made in a folder, and how what it wrote is read back by the library that it writes for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Written = list[tuple[int | None, dict[str, float]]]
 """Step and scalars of each check, in the order written."""
 
 
-class SinkRig(abc.ABC):
+class SinkSetup(abc.ABC):
     """One sink."""
 
     name: ClassVar[str]

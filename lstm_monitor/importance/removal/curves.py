@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lstm_monitor.core.distributed import shared
 from lstm_monitor.core.terms import LayerKey
-from lstm_monitor.importance.removal.network import Removed, Rig
+from lstm_monitor.importance.removal.network import Network, Removed
 from lstm_monitor.importance.removal.outcomes import output_change, score_weights, weighted_mean
 
 NEXT_TO_CELLS = 0.25
@@ -22,7 +22,7 @@ NEXT_TO_CELLS = 0.25
 class Scale:
     """What 1 and 0 of a curve are: the score, or the change of the output, intact and with the layer emptied.
 
-    ``runs``: the rig's runs that are used; ``of_score``: whether the score is judged, or the output's change.
+    ``runs``: the network's runs that are used; ``of_score``: whether the score is judged, or the output's change.
     """
 
     key: LayerKey
@@ -37,16 +37,16 @@ class Scale:
         return 1 - (value - self.intact) / span if span else float("nan")
 
 
-def scale_of(rig: Rig, key: LayerKey, *, of_score: bool, runs: Sequence[int]) -> Scale:
+def scale_of(network: Network, key: LayerKey, *, of_score: bool, runs: Sequence[int]) -> Scale:
     """Measure the ends of the curves of one layer."""
-    size = rig.parts[key].weights.hidden_size
-    intact, emptied = (value_of(rig, {key: torch.arange(n)}, of_score=of_score, runs=runs) for n in (0, size))
+    size = network.parts[key].weights.hidden_size
+    intact, emptied = (value_of(network, {key: torch.arange(n)}, of_score=of_score, runs=runs) for n in (0, size))
     return Scale(key, intact, emptied, of_score, tuple(runs))
 
 
-def value_of(rig: Rig, removed: Removed, *, of_score: bool, runs: Sequence[int]) -> float:
+def value_of(network: Network, removed: Removed, *, of_score: bool, runs: Sequence[int]) -> float:
     """The score, or the output's mean squared change, with some cells removed."""
-    outcomes = [(rig.runs[index], rig.outcome(index, removed), rig.intact[index]) for index in runs]
+    outcomes = [(network.runs[index], network.outcome(index, removed), network.intact[index]) for index in runs]
     if not of_score:
         return float(torch.cat([output_change(now, then) for _, now, then in outcomes]).mean())
     scores = torch.cat([now.score for _, now, _ in outcomes])
@@ -59,21 +59,21 @@ def counts_to_try(size: int, points: int) -> Tensor:
     return torch.linspace(0, size, min(points, size) + 1).round().long().unique()
 
 
-def curve(rig: Rig, scale: Scale, removal: Tensor, counts: Tensor, tick: Callable[[], None]) -> Tensor:
+def curve(network: Network, scale: Scale, removal: Tensor, counts: Tensor, tick: Callable[[], None]) -> Tensor:
     """Performance kept ``(K,)`` with the first ``counts (K,)`` cells of a removal order gone; the ends are known."""
-    return curves(rig, scale, [removal], counts, tick)[0]
+    return curves(network, scale, [removal], counts, tick)[0]
 
 
 def curves(
-    rig: Rig, scale: Scale, removals: Sequence[Tensor], counts: Tensor, tick: Callable[[], None]
+    network: Network, scale: Scale, removals: Sequence[Tensor], counts: Tensor, tick: Callable[[], None]
 ) -> list[Tensor]:
     """`curve` for several orders; processes that share (`together`) take some points each."""
-    size = rig.parts[scale.key].weights.hidden_size
+    size = network.parts[scale.key].weights.hidden_size
     inner = [count for count in counts.tolist() if 0 < count < size]
 
     def point(removal: Tensor, count: int) -> float:
         tick()
-        return value_of(rig, {scale.key: removal[:count]}, of_score=scale.of_score, runs=scale.runs)
+        return value_of(network, {scale.key: removal[:count]}, of_score=scale.of_score, runs=scale.runs)
 
     jobs = [partial(point, removal, count) for removal in removals for count in inner]
     costs = [size - count + NEXT_TO_CELLS * size for _ in removals for count in inner]

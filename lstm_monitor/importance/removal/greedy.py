@@ -15,7 +15,7 @@ from torch import Tensor
 from lstm_monitor.core.distributed import from_first, processes, shared
 from lstm_monitor.core.errors import choose
 from lstm_monitor.core.terms import Better, LayerKey
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import Outcome, score_weights, weighted_mean
 
 By = Literal["output", "score"]
@@ -31,7 +31,7 @@ SWEEPS = 3
 
 
 def removal_order(
-    rig: Rig,
+    network: Network,
     key: LayerKey,
     *,
     blocks: int = BLOCKS,
@@ -48,13 +48,13 @@ def removal_order(
     cells in one block add up; for a score the price of a change of the output is estimated from the candidates.
 
     Args:
-        rig: the model on runs; with means, cells stand still at theirs.
+        network: the model on runs; with means, cells stand still at theirs.
         key: the layer.
         blocks: how many times cells are measured again; as many as there are cells is slow and hardly better.
         by: harm is the mean squared change of the "output" against the intact network's, or how much the "score"
             gets worse. None: the output, where the runs have one.
         better: whether a "lower" or a "higher" score is better; None: the direction away from the emptied layer's.
-        indices: which of the rig's runs; None: all that have what is judged.
+        indices: which of the network's runs; None: all that have what is judged.
         deadline: on the clock of `time.perf_counter`. Fewer runs are used where all would take too long; if it passes
             all the same, the rest is ordered by what was last measured, cells never measured being the last to go.
 
@@ -65,7 +65,7 @@ def removal_order(
     """
     if blocks < 1:
         raise ValueError(f"blocks={blocks} must be 1 or more; {BLOCKS} are enough")
-    bench = _within(_bench(rig, key, by, better, indices), deadline)
+    bench = _within(_bench(network, key, by, better, indices), deadline)
     known, removed = _blank(bench), torch.empty(0, dtype=torch.long)
     for count in _block_sizes(bench.size, blocks):
         removed = torch.cat([removed, _next(bench, known, removed, count, deadline)])
@@ -82,9 +82,9 @@ def _block_sizes(size: int, blocks: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class _Bench:
-    """A layer of a rig, the runs used, what is judged, and the sign (+1, -1) of a change of the score for the worse."""
+    """A layer, the runs used, what is judged, and the sign (+1, -1) of a change of the score for the worse."""
 
-    rig: Rig
+    network: Network
     key: LayerKey
     runs: tuple[int, ...]
     by: By
@@ -93,27 +93,29 @@ class _Bench:
     @property
     def size(self) -> int:
         """H."""
-        return self.rig.parts[self.key].weights.hidden_size
+        return self.network.parts[self.key].weights.hidden_size
 
     def measure(self, removed: Tensor) -> tuple[Tensor, float]:
         """The output's change against the intact network's ``(K,)``, whose square is the mean one; and the harm."""
-        pairs = [(index, self.rig.outcome(index, {self.key: removed})) for index in self.runs]
-        row = _difference(pairs, self.rig)
+        pairs = [(index, self.network.outcome(index, {self.key: removed})) for index in self.runs]
+        row = _difference(pairs, self.network)
         if self.by == "output":
             return row, float(row.double().square().sum())
-        return row, self.worse * _score(pairs, self.rig)
+        return row, self.worse * _score(pairs, self.network)
 
 
-def _bench(rig: Rig, key: LayerKey, by: By | None, better: Better | None, indices: Sequence[int] | None) -> _Bench:
-    watched = any(outcome.outputs for outcome in rig.intact)
+def _bench(
+    network: Network, key: LayerKey, by: By | None, better: Better | None, indices: Sequence[int] | None
+) -> _Bench:
+    watched = any(outcome.outputs for outcome in network.intact)
     judged: By = by or ("output" if watched else "score")
     choose("by", judged, ("output", "score"))
-    given = range(len(rig.runs)) if indices is None else indices
-    runs = tuple(index for index in given if _has(rig.intact[index], judged))
+    given = range(len(network.runs)) if indices is None else indices
+    runs = tuple(index for index in given if _has(network.intact[index], judged))
     if not runs:
         other = "output" if judged == "score" else "score"
         raise ValueError(f"by={judged!r}: the runs have no {judged}; give by={other!r}, or runs that have one")
-    bench = _Bench(rig, key, runs, judged)
+    bench = _Bench(network, key, runs, judged)
     return bench if judged == "output" else replace(bench, worse=_direction(bench, better))
 
 
@@ -144,9 +146,9 @@ def _affordable(bench: _Bench, deadline: float) -> float:
     return (deadline - now) / max(SWEEPS * bench.size * (now - began), 1e-9)
 
 
-def _difference(pairs: Sequence[tuple[int, Outcome]], rig: Rig) -> Tensor:
+def _difference(pairs: Sequence[tuple[int, Outcome]], network: Network) -> Tensor:
     """All outputs' changes in one row, each scaled by the root of how many elements its mean is over."""
-    both = [(a, b) for index, now in pairs for a, b in zip(now.outputs, rig.intact[index].outputs, strict=True)]
+    both = [(a, b) for index, now in pairs for a, b in zip(now.outputs, network.intact[index].outputs, strict=True)]
     sequences = sum(len(a) for a, _ in both)
     rows = [((a - b) / math.sqrt(a.shape[1] * sequences)).flatten().float() for a, b in both]
     row = torch.cat(rows) if rows else torch.empty(0)
@@ -169,10 +171,10 @@ def _signs(count: int) -> Tensor:
     return 2 * drawn - 1
 
 
-def _score(pairs: Sequence[tuple[int, Outcome]], rig: Rig) -> float:
+def _score(pairs: Sequence[tuple[int, Outcome]], network: Network) -> float:
     """The mean change of the score."""
-    changes = torch.cat([now.score - rig.intact[index].score for index, now in pairs])
-    weights = torch.cat([score_weights(rig.runs[index], now.score) for index, now in pairs])
+    changes = torch.cat([now.score - network.intact[index].score for index, now in pairs])
+    weights = torch.cat([score_weights(network.runs[index], now.score) for index, now in pairs])
     return float(weighted_mean(changes, weights))
 
 

@@ -35,7 +35,7 @@ class _Known:
     runs: list[list[LayerRun]]
 
 
-class Rig:
+class Network:
     """A model on fixed runs, from which cells are removed; what all variants share is computed once.
 
     Recurrent modules are computed from copies of their weights, so the live ones are never touched. A call that

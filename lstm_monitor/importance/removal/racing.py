@@ -16,7 +16,7 @@ from lstm_monitor.core.errors import choose
 from lstm_monitor.core.terms import Better, LayerKey
 from lstm_monitor.importance.removal.estimates import FEWEST, slopes
 from lstm_monitor.importance.removal.greedy import By
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 
 EFFECTIVE = 30
 """A cheap score corrects nothing where fewer sequences carry its variance: then those not met yet decide."""
@@ -55,7 +55,7 @@ class Race:
 
 
 def race(
-    rig: Rig,
+    network: Network,
     key: LayerKey,
     k: int,
     *,
@@ -67,13 +67,13 @@ def race(
 ) -> Race:
     """The k cells of a layer whose removal changes the output most, or worsens the score most.
 
-    All cells start; after each of the rig's runs those that are in or out for sure are measured no more. Runs of about
-    32 sequences, in random order, save most. What is found holds for the mean over all of the rig's sequences, each
+    All cells start; after each of the network's runs those that are in or out for sure are measured no more. Runs of
+    about 32 sequences, in random order, save most. What is found holds for the mean over all sequences, each
     counted alike. Nothing is saved where a few sequences make the effects, as the losses of a network that is nearly
     always right; and without a cheap score nothing warns of them.
 
     Args:
-        rig: the model on its runs.
+        network: the model on its runs.
         key: the layer.
         k: how many cells.
         by: the mean squared change of the "output", or the change of the "score".
@@ -91,17 +91,17 @@ def race(
     """
     place = ("output", "score").index(choose("by", by, ("output", "score")))
     sign = -1.0 if place and choose("better", better, ("lower", "higher")) == "higher" else 1.0
-    sizes = [len(o.score) if place else sum(map(len, o.outputs)) for o in rig.intact]
+    sizes = [len(o.score) if place else sum(map(len, o.outputs)) for o in network.intact]
     if not sum(sizes):
         raise ValueError(f"by={by!r}: the runs have no {by}; give by={('score', 'output')[place]!r}")
 
     def change(index: int, cell: int) -> Tensor:
-        return rig.changes(index, {key: torch.tensor([cell])})[place]
+        return network.changes(index, {key: torch.tensor([cell])})[place]
 
     def measure(cells: Sequence[int], index: int) -> Tensor:
         return sign * torch.stack(shared([partial(change, index, cell) for cell in cells])).double().cpu()
 
-    size = rig.parts[key].weights.hidden_size
+    size = network.parts[key].weights.hidden_size
     return race_on(measure, sizes, size, k, confidence=confidence, deadline=deadline, cheap=cheap)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lstm_monitor.core.distributed import processes, shared
 from lstm_monitor.core.terms import LayerKey
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import score_weights, weighted_mean
 
 Rows = dict[int, tuple[Tensor, Tensor]]
@@ -24,7 +24,7 @@ class Singles:
     """What removing each cell by itself changes: the output ``(H, N)`` and the score ``(H, M)``, a column a sequence.
 
     ``weights (M,)``: how much each column of the score counts. NaN in cells that were not reached in time; ``runs``:
-    how many of the rig's runs were made for all cells.
+    how many of the network's runs were made for all cells.
     """
 
     output: Tensor
@@ -42,7 +42,7 @@ class Singles:
 
 
 def singles(
-    rig: Rig,
+    network: Network,
     key: LayerKey,
     deadline: float = float("inf"),
     tick: Callable[[], None] = lambda: None,
@@ -52,12 +52,12 @@ def singles(
     All cells see the same sequences, so that their effects can be compared. A run that is not watched comes last and
     only gives the score: half of the time is left for it. Processes that share (`together`) take some cells each.
     """
-    size = rig.parts[key].weights.hidden_size
+    size = network.parts[key].weights.hidden_size
     parts = min(processes(), size)
-    jobs = [partial(_measured, rig, key, range(part, size, parts), deadline, tick) for part in range(parts)]
+    jobs = [partial(_measured, network, key, range(part, size, parts), deadline, tick) for part in range(parts)]
     by_run = [_joined(rows) for rows in zip(*shared(jobs), strict=True)]
     outputs, scores, weights = [], [], []
-    for run, rows in zip(rig.runs, by_run, strict=True):
+    for run, rows in zip(network.runs, by_run, strict=True):
         if rows is not None:
             output, score = _filled(rows, size)
             outputs.append(output)
@@ -67,17 +67,17 @@ def singles(
 
 
 def _measured(
-    rig: Rig, key: LayerKey, cells: Sequence[int], deadline: float, tick: Callable[[], None]
+    network: Network, key: LayerKey, cells: Sequence[int], deadline: float, tick: Callable[[], None]
 ) -> list[Rows | None]:
     """The changes by cell of each run; None of one that was not made."""
-    until = _watched_until(rig, deadline)
+    until = _watched_until(network, deadline)
     found: list[Rows | None] = []
-    for index, run in enumerate(rig.runs):
+    for index, run in enumerate(network.runs):
         if run.watched and None in found:
             found.append(None)  # no time for another
             continue
         whole, end = index > 0 and run.watched, until if run.watched else deadline
-        found.append(_in_time(rig, key, index, cells, end, whole=whole, tick=tick))
+        found.append(_in_time(network, key, index, cells, end, whole=whole, tick=tick))
     return found
 
 
@@ -91,14 +91,14 @@ def _joined(parts: Sequence[Rows | None]) -> Rows | None:
     return joined
 
 
-def _watched_until(rig: Rig, deadline: float) -> float:
+def _watched_until(network: Network, deadline: float) -> float:
     """When the watched runs have to be done."""
     now = time.perf_counter()
-    return deadline if all(run.watched for run in rig.runs) else now + (deadline - now) / 2
+    return deadline if all(run.watched for run in network.runs) else now + (deadline - now) / 2
 
 
 def _in_time(
-    rig: Rig,
+    network: Network,
     key: LayerKey,
     index: int,
     cells: Sequence[int],
@@ -112,7 +112,7 @@ def _in_time(
     for cell in cells:
         if rows and time.perf_counter() > deadline:
             return None if whole else rows
-        rows[cell] = rig.changes(index, {key: torch.tensor([cell])})
+        rows[cell] = network.changes(index, {key: torch.tensor([cell])})
         tick()
     return rows
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.importance.replay.stages import Part
 from lstm_monitor.importance.sensitivity.observing import Means, Observed, as_read, counted_steps, only_counted
-from lstm_monitor.importance.sensitivity.tracing import Pulled, Trace, pull
+from lstm_monitor.importance.sensitivity.tracing import Pulled, TracedRun, pull
 from lstm_monitor.snapshots.outputs import Select, batch_axis
 
 Weigh = Callable[[Pulled], Tensor]
@@ -24,7 +24,7 @@ Weigh = Callable[[Pulled], Tensor]
 
 
 def of_outputs(
-    seen: Observed, weigh: Callable[[Trace], Weigh], vectors: int, seed: int, output: Select | None
+    seen: Observed, weigh: Callable[[TracedRun], Weigh], vectors: int, seed: int, output: Select | None
 ) -> dict[LayerKey, list[tuple[Tensor, int]]]:
     """``mean over v of (what is weighed) ** 2``, ``(n, h)`` for each output of each run, with the values in it."""
     if vectors < 1:
@@ -41,7 +41,7 @@ def of_outputs(
     return found
 
 
-def of_losses(seen: Observed, weigh: Callable[[Trace], Weigh]) -> dict[LayerKey, Tensor]:
+def of_losses(seen: Observed, weigh: Callable[[TracedRun], Weigh]) -> dict[LayerKey, Tensor]:
     """What is weighed with the derivative of each sequence's own loss, ``(N, h)``."""
     found: dict[LayerKey, list[Tensor]] = {}
     for traced, followed in seen.traces:
@@ -85,7 +85,7 @@ class _Target:
     size: int
 
 
-def _target_of(tensor: Tensor, traced: Trace, followed: int) -> _Target:
+def _target_of(tensor: Tensor, traced: TracedRun, followed: int) -> _Target:
     """Where the sequences of an output are: on an axis as long as a call had rows, the last calls first.
 
     All sequences are followed where two of the output's axes have their number.
@@ -137,7 +137,7 @@ def _in_place(values: Tensor, target: _Target, mask: Tensor | None) -> Tensor:
 
 
 def _collect(
-    seen: Observed, traced: Trace, target: _Target, vectors: Iterable[Tensor], weigh: Weigh
+    seen: Observed, traced: TracedRun, target: _Target, vectors: Iterable[Tensor], weigh: Weigh
 ) -> dict[LayerKey, Tensor]:
     """What `weigh` gives for each layer that the target depends on, ``(V, n, h)``, added over its calls.
 
@@ -160,7 +160,7 @@ def _summed(total: Tensor, values: Tensor, counted: Tensor) -> Tensor:
 # What is weighed
 
 
-def signed(traced: Trace, means: Means | None, mask: Tensor | None) -> Weigh:
+def signed(traced: TracedRun, means: Means | None, mask: Tensor | None) -> Weigh:
     """``sum_t (h_t - mean_t) * derivative`` over the steps that count."""
 
     def weigh(pulled: Pulled) -> Tensor:
@@ -172,7 +172,7 @@ def signed(traced: Trace, means: Means | None, mask: Tensor | None) -> Weigh:
     return weigh
 
 
-def absolute(traced: Trace) -> Weigh:
+def absolute(traced: TracedRun) -> Weigh:
     """``sum_t abs(h_t * derivative)`` over the steps that count."""
 
     def weigh(pulled: Pulled) -> Tensor:
@@ -182,7 +182,7 @@ def absolute(traced: Trace) -> Weigh:
     return weigh
 
 
-def _counted(traced: Trace, pulled: Pulled, mask: Tensor | None) -> Tensor:
+def _counted(traced: TracedRun, pulled: Pulled, mask: Tensor | None) -> Tensor:
     """``(T, n)`` in reading order: the steps that count, of the sequences that were followed."""
     counted = counted_steps(traced, pulled.traced, mask)[:, : pulled.run.hidden.shape[1]]
     return as_read(pulled.run, counted)

@@ -13,7 +13,7 @@ from lstm_monitor.core.records import Snapshot
 from lstm_monitor.core.terms import GATES, LayerKey
 from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.importance.replay.stages import LayerRun, Part, Stages, run_of, whole
-from lstm_monitor.importance.sensitivity.tracing import Trace, Traced, trace
+from lstm_monitor.importance.sensitivity.tracing import TracedCall, TracedRun, trace
 from lstm_monitor.layers.finding import removable_layers
 from lstm_monitor.layers.layer import Layers
 from lstm_monitor.snapshots.recording import LEAST_SEQUENCES
@@ -31,7 +31,7 @@ class Observed:
     ``parts``: every part that ran, ``sizes``: the number of cells of the layers asked for.
     """
 
-    traces: tuple[tuple[Trace, int], ...]
+    traces: tuple[tuple[TracedRun, int], ...]
     parts: Mapping[LayerKey, Part]
     sizes: Mapping[LayerKey, int]
 
@@ -82,7 +82,7 @@ def _traces(
     stages: Mapping[nn.Module, Stages],
     seen: Mapping[LayerKey, LayerRun],
     room: float,
-) -> Iterator[tuple[Trace, int]]:
+) -> Iterator[tuple[TracedRun, int]]:
     for run in runs:
         if room > 0:
             done = trace(model, run, stages, seen)
@@ -94,7 +94,7 @@ def _traces(
             yield done, min(rows, fitting)
 
 
-def counted_steps(traced: Trace, call: Traced, mask: Tensor | None) -> Tensor:
+def counted_steps(traced: TracedRun, call: TracedCall, mask: Tensor | None) -> Tensor:
     """``(T, N)``, in the original time: the steps within the lengths of a call that ``mask (N, T)`` leaves in."""
     steps, rows = call.steps, call.rows
     valid = torch.ones(steps, rows, dtype=torch.bool, device=call.call.inputs.device)
@@ -105,7 +105,7 @@ def counted_steps(traced: Trace, call: Traced, mask: Tensor | None) -> Tensor:
     return valid & _mask_of_call(traced, call, mask).T.to(valid.device)
 
 
-def _mask_of_call(traced: Trace, call: Traced, mask: Tensor) -> Tensor:
+def _mask_of_call(traced: TracedRun, call: TracedCall, mask: Tensor) -> Tensor:
     """The part of a mask that is for one call: all of it, or its steps where the calls follow each other in time."""
     if mask.shape == (call.rows, call.steps):
         return mask

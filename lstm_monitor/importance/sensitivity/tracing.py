@@ -27,7 +27,7 @@ from lstm_monitor.snapshots.runs import Run
 
 
 @dataclass(frozen=True, eq=False)
-class Traced:
+class TracedCall:
     """One call of a recurrent module, the `ordinal`-th of its module in this run of the model.
 
     ``leaves``: what autograd sees of it, the outputs ``(T, N, W)`` and the final states ``(layers * directions, N,
@@ -51,11 +51,11 @@ class Traced:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class TracedRun:
     """One run of a model: the calls of its recurrent modules in their order, and what the run returned."""
 
     run: Run
-    calls: tuple[Traced, ...]
+    calls: tuple[TracedCall, ...]
     result: Any
     caught: Captured
 
@@ -80,27 +80,27 @@ class Trace:
 class Pulled(NamedTuple):
     """What came back to one part in one call: its run on the sequences followed, and ``total (T, V, n, h)``."""
 
-    traced: Traced
+    traced: TracedCall
     run: LayerRun
     total: Tensor
 
 
 def trace(
     model: nn.Module, run: Run, stages: Mapping[nn.Module, Stages], seen: Mapping[LayerKey, LayerRun] | None = None
-) -> Trace:
+) -> TracedRun:
     """Run the model once, its recurrent modules computed from their `stages`; call it inside `undisturbed(model)`.
 
     Its parameters get no gradient, whether they want one or not. Calls that were `seen` before are not computed again.
     """
-    calls: list[Traced] = []
+    calls: list[TracedCall] = []
     stands = {module: _stand(parts, calls, seen) for module, parts in stages.items()}
     catching = nullcontext(Captured()) if run.score is None else captured(model)
     with torch.enable_grad(), standing_in(stands), catching as caught:
         result = run.call()
-    return Trace(run, tuple(calls), result, caught)
+    return TracedRun(run, tuple(calls), result, caught)
 
 
-def _stand(stages: Stages, calls: list[Traced], seen: Mapping[LayerKey, LayerRun] | None) -> Stand:
+def _stand(stages: Stages, calls: list[TracedCall], seen: Mapping[LayerKey, LayerRun] | None) -> Stand:
     ordinals = count()
 
     def stand(call: Call) -> tuple[Tensor, State]:
@@ -108,14 +108,14 @@ def _stand(stages: Stages, calls: list[Traced], seen: Mapping[LayerKey, LayerRun
             fixed = replace(call, inputs=call.inputs.detach(), state=tuple(part.detach() for part in call.state))
             outputs, final, runs = run_module(fixed, stages, seen=seen)
         leaves = tuple(value.detach().requires_grad_() for value in (outputs, *final))
-        calls.append(Traced(call, runs, leaves, next(ordinals)))
+        calls.append(TracedCall(call, runs, leaves, next(ordinals)))
         handed = [leaf.clone() for leaf in leaves]  # a model may write into what it gets, but not into a leaf
         return handed[0], tuple(handed[1:])
 
     return stand
 
 
-def pull(trace: Trace, output: Tensor, vectors: Iterable[Tensor], rows: Mapping[int, int]) -> Iterator[Pulled]:
+def pull(trace: TracedRun, output: Tensor, vectors: Iterable[Tensor], rows: Mapping[int, int]) -> Iterator[Pulled]:
     """Total derivatives of each ``(vector * output).sum()`` by every hidden state, from the last call to the first.
 
     Args:
@@ -147,7 +147,7 @@ class _Way:
         self._leaves, self._rows = leaves, rows
         self._arrived: dict[int, list[Tensor]] = {}
 
-    def arrived_at(self, traced: Traced) -> list[Tensor]:
+    def arrived_at(self, traced: TracedCall) -> list[Tensor]:
         """What came to the leaves of a call, ``(T, V, n, W)``, ``(layers * directions, V, n, size)``; [] if nothing."""
         like = traced.runs[0][0].hidden
         came = [self._arrived.pop(id(leaf), None) for leaf in traced.leaves]
@@ -197,7 +197,7 @@ class _Way:
         return found
 
 
-def _sent(traced: Traced, back: Sequence[Tensor]) -> tuple[list[Tensor], Iterator[list[Tensor]]]:
+def _sent(traced: TracedCall, back: Sequence[Tensor]) -> tuple[list[Tensor], Iterator[list[Tensor]]]:
     """What a call received that wants a derivative, and V derivatives of each, 0 in the rows that are not followed."""
     pairs = zip((traced.call.inputs, *traced.call.state), back, strict=False)
     wanted = [(source, values) for source, values in pairs if source.requires_grad]

@@ -15,7 +15,7 @@ from lstm_monitor.core.errors import choose
 from lstm_monitor.core.records import Ranking, Snapshot
 from lstm_monitor.core.terms import AblationMode, Better, LayerKey
 from lstm_monitor.importance.ranking import GREEDY, MEASURED, UNCENTRED, check_ranking_name
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import score_weights, weighted_mean
 from lstm_monitor.layers.layer import Layers
 from lstm_monitor.snapshots.outputs import Select
@@ -69,9 +69,9 @@ class StudyOptions:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What the stages share: the rig, the options, when they began, the notes they add to, and who is told."""
+    """What the stages share: the network, the options, when they began, the notes they add to, and who is told."""
 
-    rig: Rig
+    network: Network
     options: StudyOptions
     began: float
     notes: list[str]
@@ -87,26 +87,28 @@ class Bench:
     def _planned(self) -> int:
         """How many evaluations there are about, greedy orders left out."""
         orders = 2 * len(self.options.rankings) + self.options.random_orders
-        sizes = [self.rig.parts[layer.key].weights.hidden_size for layer in self.rig.layers]
-        all_of_them = sum(size * len(self.rig.runs) + orders * (min(self.options.points, size) - 1) for size in sizes)
+        sizes = [self.network.parts[layer.key].weights.hidden_size for layer in self.network.layers]
+        all_of_them = sum(
+            size * len(self.network.runs) + orders * (min(self.options.points, size) - 1) for size in sizes
+        )
         return max(all_of_them // processes(), 1)
 
     def until(self, key: LayerKey, share: float) -> float:
         """When a stage of a layer that ends at this share of the layer's time has to end; inf without a limit."""
         if self.options.seconds is None:
             return math.inf
-        names = [layer.key for layer in self.rig.layers]
+        names = [layer.key for layer in self.network.layers]
         return self.began + self.options.seconds * (names.index(key) + share) / len(names)
 
     @property
     def scored(self) -> bool:
         """Whether there is a score to judge by."""
-        return any(len(outcome.score) for outcome in self.rig.intact)
+        return any(len(outcome.score) for outcome in self.network.intact)
 
     @property
     def judged_runs(self) -> tuple[int, ...]:
         """The runs that have what is judged by: a score, else an output."""
-        has = [len(outcome.score) if self.scored else len(outcome.outputs) for outcome in self.rig.intact]
+        has = [len(outcome.score) if self.scored else len(outcome.outputs) for outcome in self.network.intact]
         return tuple(index for index, count in enumerate(has) if count)
 
 
@@ -119,15 +121,15 @@ def set_up(
     live: bool | None,
     weights_back: Callable[[], None],
     snaps: Sequence[Snapshot] | None,
-) -> tuple[Rig, Sequence[Snapshot]]:
-    """The rig after its first pass, which must not have changed the weights, and `snaps`, or those it saw."""
+) -> tuple[Network, Sequence[Snapshot]]:
+    """The network after its first pass, which must not have changed the weights, and `snaps`, or those it saw."""
     recorder = Recorder(() if snaps else dict.fromkeys(layer.module for layer in layers), STEPS)
     with recorder.batch(), by_itself():
-        rig = Rig(model, layers, runs, select=select, live=live)
+        network = Network(model, layers, runs, select=select, live=live)
     weights_back()
     if options.mode == "mean":
-        rig.means = rig.hidden_means()
-    return rig, snaps or snapshot(model, layers=layers, recordings=recorder.recordings())
+        network.means = network.hidden_means()
+    return network, snaps or snapshot(model, layers=layers, recordings=recorder.recordings())
 
 
 @contextmanager
@@ -171,21 +173,24 @@ def _unchanged(model: nn.Module, before: Mapping[str, Tensor]) -> None:
     )
 
 
-def checked(rig: Rig) -> list[str]:
+def checked(network: Network) -> list[str]:
     """Notes on what a reader has to know of the intact network; a score, or an only output, that is NaN is an error."""
-    intact, scored = mean_score(rig), any(len(outcome.score) for outcome in rig.intact)
+    intact, scored = mean_score(network), any(len(outcome.score) for outcome in network.intact)
     if scored and not math.isfinite(intact):
         words = "NaN" if math.isnan(intact) else f"{intact}"
         raise ValueError(f"evaluate returned {words} for the whole network, so nothing can be compared with it")
-    if not any(len(outcome.score) or outcome.outputs for outcome in rig.intact):
+    if not any(len(outcome.score) or outcome.outputs for outcome in network.intact):
         raise ValueError(
             "neither an output nor a score was found; evaluate= must return a number or a tensor, or give held_out="
         )
-    return [f"not studied: {item}" for item in rig.layers.skipped] + [*_odd_outputs(rig, scored), *_in_training(rig)]
+    return [f"not studied: {item}" for item in network.layers.skipped] + [
+        *_odd_outputs(network, scored),
+        *_in_training(network),
+    ]
 
 
-def _odd_outputs(rig: Rig, scored: bool) -> Iterator[str]:
-    if all(bool(rows.isfinite().all()) for outcome in rig.intact for rows in outcome.outputs):
+def _odd_outputs(network: Network, scored: bool) -> Iterator[str]:
+    if all(bool(rows.isfinite().all()) for outcome in network.intact for rows in outcome.outputs):
         return
     words = "the whole network's output holds NaN or infinite values"
     if not scored:
@@ -193,16 +198,16 @@ def _odd_outputs(rig: Rig, scored: bool) -> Iterator[str]:
     yield f"{words}: effects on the output are NaN"
 
 
-def _in_training(rig: Rig) -> Iterator[str]:
-    if rig.trains:
+def _in_training(network: Network) -> Iterator[str]:
+    if network.trains:
         yield (
             "evaluate puts the model into train mode, where dropout is random and normalization is by the batch; "
             "it should call model.eval() (the mode and all buffers are put back)"
         )
 
 
-def mean_score(rig: Rig) -> float:
+def mean_score(network: Network) -> float:
     """The intact network's score; NaN where nothing is scored."""
-    scores = [outcome.score for outcome in rig.intact]
-    weights = torch.cat([score_weights(run, score) for run, score in zip(rig.runs, scores, strict=True)])
+    scores = [outcome.score for outcome in network.intact]
+    weights = torch.cat([score_weights(run, score) for run, score in zip(network.runs, scores, strict=True)])
     return float(weighted_mean(torch.cat(scores), weights)) if len(weights) else math.nan

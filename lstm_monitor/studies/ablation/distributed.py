@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_monitor.core.distributed import from_each, from_first, processes
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import Outcome
 
 ALIKE = 1e-4
@@ -30,7 +30,7 @@ def take_first_buffers(model: nn.Module) -> None:
         buffer.copy_(value)
 
 
-def check_same_everywhere(rig: Rig) -> None:
+def check_same_everywhere(network: Network) -> None:
     """Refuse runs that give other values in other processes.
 
     Raises:
@@ -38,7 +38,7 @@ def check_same_everywhere(rig: Rig) -> None:
     """
     if processes() == 1:
         return
-    found = from_each(lambda: _sums(rig.intact))
+    found = from_each(lambda: _sums(network.intact))
     for rank, sums in enumerate(found):
         if not _alike(sums, found[0]):
             raise ValueError(

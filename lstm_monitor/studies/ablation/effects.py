@@ -38,19 +38,19 @@ class Found:
 def effects_of(bench: Bench, key: LayerKey, better: Better, deadline: float) -> Found:
     """Remove every cell by itself; with `top`, only as long as a cell may be among the first."""
     top = bench.options.top
-    if top is not None and top < bench.rig.parts[key].weights.hidden_size:
+    if top is not None and top < bench.network.parts[key].weights.hidden_size:
         try:
             return _raced(bench, key, top, better, deadline)
         except ValueError as error:  # effects that are NaN
             bench.notes.append(f"{key}: cells could not race ({error}), so all were measured")
-    found = singles(bench.rig, key, deadline, tick=lambda: bench.advance(f"{key}: single cells"))
+    found = singles(bench.network, key, deadline, tick=lambda: bench.advance(f"{key}: single cells"))
     halves = [half_correlation(values, seed=bench.options.seed) for values in (found.output, found.score)]
     return Found(_effects(bench, key, found, better), (halves[0], halves[1]))
 
 
 def _effects(bench: Bench, key: LayerKey, found: Singles, better: Better) -> Effects:
     sign = 1 if better == "lower" else -1
-    whole = found.runs == len(bench.rig.runs)
+    whole = found.runs == len(bench.network.runs)
     output, score = _values(bench, key, found, whole=whole)
     exact = torch.full_like(output.values, whole, dtype=torch.bool)
     judged = score.values if bench.scored else output.values
@@ -69,7 +69,7 @@ def _values(bench: Bench, key: LayerKey, found: Singles, *, whole: bool) -> tupl
     if whole:
         return output, score
     seen = max(found.output.shape[1], found.score.shape[1])
-    words = f"{key}: single cells were removed on {seen} sequences ({found.runs} of {len(bench.rig.runs)} batches)"
+    words = f"{key}: single cells were removed on {seen} sequences ({found.runs} of {len(bench.network.runs)} batches)"
     output = _corrected(found.output, partial(_cheap_outputs, bench, key), bench, key) or output
     score = _corrected(found.score, partial(_cheap_scores, bench, key), bench, key) or score
     bench.notes.append(f"{words}, for the time allowed; {_how({'output': output, 'score': score})}")
@@ -83,7 +83,7 @@ def _how(estimates: Mapping[str, Estimate]) -> str:
 
 def _corrected(pilot: Tensor, cheap: Cheap, bench: Bench, key: LayerKey) -> Estimate | None:
     """The pilot with the cheap score ``(N, H)`` as a control variate; None where there is none, or no time for it."""
-    runs, began = bench.rig.runs, time.perf_counter()
+    runs, began = bench.network.runs, time.perf_counter()
     if pilot.shape[1] < FEWEST:
         return None
     try:
@@ -102,22 +102,24 @@ def _corrected(pilot: Tensor, cheap: Cheap, bench: Bench, key: LayerKey) -> Esti
 def _cheap_outputs(bench: Bench, key: LayerKey, runs: Sequence[Run]) -> Tensor:
     if bench.options.mode == "mean":
         raise ValueError("the first-order score is that of removing a cell, not of holding it at its mean")
-    rig = bench.rig
+    network = bench.network
     watched = [run for run in runs if run.watched]
-    return output_changes(rig.model, rig.layers, watched, output=rig.select)[key]
+    return output_changes(network.model, network.layers, watched, output=network.select)[key]
 
 
 def _cheap_scores(bench: Bench, key: LayerKey, runs: Sequence[Run]) -> Tensor:
     """By how much the loss changes to first order ``(N, H)``: removing a cell takes away what it adds."""
-    rig = bench.rig
-    return -loss_changes(rig.model, rig.layers, [run for run in runs if run.score is not None])[key]
+    network = bench.network
+    return -loss_changes(network.model, network.layers, [run for run in runs if run.score is not None])[key]
 
 
 def _raced(bench: Bench, key: LayerKey, top: int, better: Better, deadline: float) -> Found:
-    by: By = "output" if any(outcome.outputs for outcome in bench.rig.intact) else "score"
-    found = race(bench.rig, key, top, by=by, better=better, deadline=deadline)  # a cheap score saves less than it costs
+    by: By = "output" if any(outcome.outputs for outcome in bench.network.intact) else "score"
+    found = race(
+        bench.network, key, top, by=by, better=better, deadline=deadline
+    )  # a cheap score saves less than it costs
     blank = torch.full_like(found.mean, torch.nan)
-    outcomes = bench.rig.intact
+    outcomes = bench.network.intact
     exact = found.sequences == sum(sum(map(len, o.outputs)) if by == "output" else len(o.score) for o in outcomes)
     kept = Effects(found.mean, found.error, blank, blank, exact)
     cells = ", ".join(map(str, found.top.tolist()))

@@ -66,20 +66,20 @@ def make_study(
     began = time.perf_counter()
     with undisturbed(model), _numbers_with_gradients(), weights_kept(model) as weights_back:
         take_first_buffers(model)
-        rig, taken = set_up(model, layers, runs, options, select, live, weights_back, snaps)
-        bench = Bench(rig, options, began, checked(rig), progress)
-        check_same_everywhere(rig)
+        network, taken = set_up(model, layers, runs, options, select, live, weights_back, snaps)
+        bench = Bench(network, options, began, checked(network), progress)
+        check_same_everywhere(network)
         repeat = from_first(partial(_repeat, bench))
         found = rankings_of(bench, taken)
         better = from_first(partial(_better, bench)) if options.better is None else options.better
         results = tuple(_layer(bench, layer.key, found[layer.key], better, repeat) for layer in layers)
     if progress is not None:
         progress(1.0, "done")
-    outputs = sum(len(rows) for outcome in rig.intact for rows in outcome.outputs)
-    count = max(outputs, sum(len(outcome.score) for outcome in rig.intact))
+    outputs = sum(len(rows) for outcome in network.intact for rows in outcome.outputs)
+    count = max(outputs, sum(len(outcome.score) for outcome in network.intact))
     notes = tuple(dict.fromkeys(bench.notes))
     seconds = time.perf_counter() - began
-    study = Study(results, options.score_name, mean_score(rig), better, options.mode, count, seconds, notes)
+    study = Study(results, options.score_name, mean_score(network), better, options.mode, count, seconds, notes)
     return from_first(lambda: study)
 
 
@@ -95,8 +95,11 @@ def _better(bench: Bench) -> Better:
     """The direction away from which the score goes when all layers are emptied."""
     if not bench.scored:
         return "lower"
-    everything = {key: torch.arange(part.weights.hidden_size) for key, part in bench.rig.parts.items()}
-    emptied, intact = value_of(bench.rig, everything, of_score=True, runs=bench.judged_runs), mean_score(bench.rig)
+    everything = {key: torch.arange(part.weights.hidden_size) for key, part in bench.network.parts.items()}
+    emptied, intact = (
+        value_of(bench.network, everything, of_score=True, runs=bench.judged_runs),
+        mean_score(bench.network),
+    )
     if emptied != emptied or emptied == intact:
         what = "gives NaN" if emptied != emptied else "does not change the score"
         bench.notes.append(f"removing all cells {what}; lower is taken for better (else give better='higher')")
@@ -105,15 +108,15 @@ def _better(bench: Bench) -> Better:
 
 def _repeat(bench: Bench) -> float:
     """The score's change when the intact network is run again, with a note where that or the output is random."""
-    rig = bench.rig
-    again = [(rig.outcome(index, {}), rig.intact[index]) for index in bench.judged_runs]
+    network = bench.network
+    again = [(network.outcome(index, {}), network.intact[index]) for index in bench.judged_runs]
     changes = [float(output_change(now, then).mean()) for now, then in again if now.outputs]
-    if any(change > REPEATED * output_variance(rig.intact) for change in changes):
+    if any(change > REPEATED * output_variance(network.intact) for change in changes):
         bench.notes.append("the network's output is random: two runs of the same network differ")
     if not bench.scored:
         return math.nan
     repeat = float(torch.cat([now.score - then.score for now, then in again]).abs().mean())
-    if repeat > REPEATED * abs(mean_score(rig)):
+    if repeat > REPEATED * abs(mean_score(network)):
         bench.notes.append(
             f"evaluate is random: two evaluations of the same network differ by {repeat:.3g}; "
             "effects smaller than that mean nothing"
@@ -122,17 +125,17 @@ def _repeat(bench: Bench) -> float:
 
 
 def _layer(bench: Bench, key: LayerKey, asked: Sequence[Ranking | str], better: Better, repeat: float) -> LayerStudy:
-    rig, options = bench.rig, bench.options
+    network, options = bench.network, bench.options
     found = effects_of(bench, key, better, bench.until(key, SINGLES))
     rankings = [made(bench, key, item, _known_best(found), bench.until(key, GREEDY)) for item in asked]
     runs, counts, orders = _affordable(bench, key, len(rankings))
-    scale = scale_of(rig, key, of_score=bench.scored, runs=runs)
-    removals = [*random_orders(rig.parts[key].weights.hidden_size, orders, options.seed)]
+    scale = scale_of(network, key, of_score=bench.scored, runs=runs)
+    removals = [*random_orders(network.parts[key].weights.hidden_size, orders, options.seed)]
     for ranking in rankings:
         removals += [ranking.order.cpu(), ranking.order.cpu().flip(0)]
-    drawn = curves(rig, scale, removals, counts, lambda: bench.advance(f"{key}: curves"))
+    drawn = curves(network, scale, removals, counts, lambda: bench.advance(f"{key}: curves"))
     random, pairs = drawn[:orders], zip(drawn[orders::2], drawn[orders + 1 :: 2], strict=True)
-    variance = output_variance(rig.intact)
+    variance = output_variance(network.intact)
     return LayerStudy(
         key=key,
         effects=found.effects,
@@ -160,7 +163,7 @@ def _affordable(bench: Bench, key: LayerKey, rankings: int) -> tuple[tuple[int, 
 
     Judged by how long half a layer takes on one run. Left in any case is each ranking's curve of 2 points on one run.
     """
-    runs, size, orders = bench.judged_runs, bench.rig.parts[key].weights.hidden_size, bench.options.random_orders
+    runs, size, orders = bench.judged_runs, bench.network.parts[key].weights.hidden_size, bench.options.random_orders
     counts = counts_to_try(size, bench.options.points)
     end = bench.until(key, 1.0)
     if end == math.inf:
@@ -185,8 +188,8 @@ def _between(least: int, value: float, most: int) -> int:
 def _steps_until(bench: Bench, key: LayerKey, end: float) -> float:
     """How often there is time for half a layer on one run."""
     began = time.perf_counter()
-    half = torch.arange(bench.rig.parts[key].weights.hidden_size // 2)
-    value_of(bench.rig, {key: half}, of_score=bench.scored, runs=bench.judged_runs[:1])
+    half = torch.arange(bench.network.parts[key].weights.hidden_size // 2)
+    value_of(bench.network, {key: half}, of_score=bench.scored, runs=bench.judged_runs[:1])
     now = time.perf_counter()
     return max(end - now, 0.0) / max(now - began, 1e-9)
 

@@ -37,7 +37,7 @@ def _given(bench: Bench, asked: Ranking, layers: Container[LayerKey]) -> Mapping
     if asked.key not in layers:
         bench.notes.append(f"ranking {asked.name!r} is of {asked.key}, which is not studied")
         return {}
-    size = bench.rig.parts[asked.key].weights.hidden_size
+    size = bench.network.parts[asked.key].weights.hidden_size
     if len(asked.scores) != size or sorted(asked.order.tolist()) != list(range(size)):
         raise ValueError(
             f"rankings: {asked.name!r} orders {len(asked.order)} cells of {asked.key}, which has {size}; give a "
@@ -52,10 +52,10 @@ def _named(
     """A ranking by its name, for the layers of which it can be made; the others are noted."""
     if name in (MEASURED, GREEDY):
         return {snap.key: name for snap in snaps}
-    rig, found = bench.rig, {}
-    runs = [run for run in rig.runs if run.watched]
+    network, found = bench.network, {}
+    runs = [run for run in network.runs if run.watched]
     try:
-        asked = assess(snaps, rig.model, rig.layers, runs, name, select=rig.select, max_steps=STEPS)
+        asked = assess(snaps, network.model, network.layers, runs, name, select=network.select, max_steps=STEPS)
     except (ValueError, TypeError, RuntimeError) as error:
         bench.notes.append(f"ranking {name!r} could not be made: {error}")
         return {}
@@ -77,5 +77,5 @@ def made(bench: Bench, key: LayerKey, asked: Ranking | str, effects: Tensor, dea
         return asked
     if asked == MEASURED:
         return ranked(key, MEASURED, "measured effect of removing the cell, on these sequences", effects)
-    order = removal_order(bench.rig, key, deadline=deadline)
+    order = removal_order(bench.network, key, deadline=deadline)
     return ranked(key, GREEDY, "greedy order of removal on these sequences, the last to go first", greedy_scores(order))

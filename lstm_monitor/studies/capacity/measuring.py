@@ -13,7 +13,7 @@ from lstm_monitor.characterization import characterize
 from lstm_monitor.core.records import Snapshot
 from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.undisturbed import undisturbed
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import output_variance
 from lstm_monitor.importance.removal.single_cells import singles
 from lstm_monitor.layers.finding import removable_layers
@@ -64,12 +64,12 @@ class HeldOut:
         """Run the network, as it is and as it is run for removals; raise if it cannot be, or gives no output."""
         self.components(model)
         with undisturbed(model):
-            self.rig(model, removable_layers(model, self.layers))
+            self.network(model, removable_layers(model, self.layers))
 
-    def rig(self, model: nn.Module, layers: Layers) -> Rig:
+    def network(self, model: nn.Module, layers: Layers) -> Network:
         """The network on all of the data, from which cells can be removed; use it inside `undisturbed(model)`."""
         runs = runs_of(model, layers, self.data, forward=self.forward, lengths=self.lengths, mask=self.mask)
-        return Rig(model, layers, runs, select=self.output)
+        return Network(model, layers, runs, select=self.output)
 
     def report(self, model: nn.Module) -> Report:
         """The report of `characterize`."""
@@ -86,9 +86,9 @@ class HeldOut:
         """What removing each cell ``(H,)`` of each layer changes, as a share of the output's variance, and that."""
         layers = removable_layers(model, self.layers)
         with undisturbed(model):
-            rig = self.rig(model, layers)
-            variance = output_variance(rig.intact)
-            return {layer.key: singles(rig, layer.key).output_effects() / variance for layer in layers}, variance
+            network = self.network(model, layers)
+            variance = output_variance(network.intact)
+            return {layer.key: singles(network, layer.key).output_effects() / variance for layer in layers}, variance
 
 
 def measure_network(model: nn.Module, data: HeldOut, trained: Trained, attempt: Attempt) -> Trained:

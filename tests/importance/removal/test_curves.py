@@ -21,7 +21,7 @@ from lstm_monitor.importance.removal.curves import (
     scale_of,
     value_of,
 )
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.layers.finding import find_layers
 from lstm_monitor.snapshots.runs import Run
 from tests.helpers.masked import rewritten
@@ -42,14 +42,14 @@ def batches() -> list[Tensor]:
     return [torch.randn(count, 5, 2).double() for count in (6, 2, 4)]
 
 
-def rig_of(model: nn.Module, data: list[Tensor], weights: list[float] | None = None) -> Rig:
+def network_of(model: nn.Module, data: list[Tensor], weights: list[float] | None = None) -> Network:
     def score(out: Tensor) -> Tensor:
         each = out.square().mean(1)
         return each if weights is None else each.mean()
 
     given = weights or [1.0] * len(data)
     runs = [Run(lambda x=x: model(x), score=score, weight=w) for x, w in zip(data, given, strict=True)]  # type: ignore[misc]
-    return Rig(model, find_layers(model), runs)
+    return Network(model, find_layers(model), runs)
 
 
 def naive(model: nn.Module, data: list[Tensor], gone: list[int], of_score: bool) -> float:
@@ -67,9 +67,9 @@ def test_a_curve_equals_the_naive_one(of_score: bool, used: tuple[int, ...]) -> 
     removal, counts = torch.randperm(H), counts_to_try(H, 8)
     ticks: list[int] = []
     with undisturbed(model):
-        rig = rig_of(model, data)
-        scale = scale_of(rig, KEY, of_score=of_score, runs=used)
-        found = curve(rig, scale, removal, counts, lambda: ticks.append(1))
+        network = network_of(model, data)
+        scale = scale_of(network, KEY, of_score=of_score, runs=used)
+        found = curve(network, scale, removal, counts, lambda: ticks.append(1))
     mine = [data[index] for index in used]
     values = [naive(model, mine, removal[:count].tolist(), of_score) for count in counts.tolist()]
     expected = [1 - (value - values[0]) / (values[-1] - values[0]) for value in values]
@@ -82,8 +82,8 @@ def test_a_curve_equals_the_naive_one(of_score: bool, used: tuple[int, ...]) -> 
 def test_a_mean_for_each_batch_counts_by_its_weight() -> None:
     model, data = Net().double(), batches()
     with undisturbed(model):
-        rig = rig_of(model, data, [6.0, 2.0, 4.0])
-        found = value_of(rig, {KEY: torch.tensor([3, 4])}, of_score=True, runs=(0, 1, 2))
+        network = network_of(model, data, [6.0, 2.0, 4.0])
+        found = value_of(network, {KEY: torch.tensor([3, 4])}, of_score=True, runs=(0, 1, 2))
     assert found == pytest.approx(naive(model, data, [3, 4], of_score=True), rel=1e-10)
 
 

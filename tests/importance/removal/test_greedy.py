@@ -17,7 +17,7 @@ from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.undisturbed import undisturbed
 from lstm_monitor.importance.removal import greedy as removal_greedy
 from lstm_monitor.importance.removal.greedy import removal_order
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.single_cells import singles
 from lstm_monitor.layers.finding import find_layers
 from lstm_monitor.snapshots.runs import Run, runs_of
@@ -33,22 +33,24 @@ class Net(nn.Module):
         return result
 
 
-def rig_of(model: nn.Module, *batches: Tensor, score: Callable[[Tensor], Any] | None = None, **options: Any) -> Rig:
+def network_of(
+    model: nn.Module, *batches: Tensor, score: Callable[[Tensor], Any] | None = None, **options: Any
+) -> Network:
     layers = find_layers(model)
     runs: Sequence[Run] = runs_of(model, layers, list(batches))
     if score is not None:
         runs = [Run(lambda x=x: model(x), score=score, **options) for x in batches]
-    return Rig(model, layers, runs)
+    return Network(model, layers, runs)
 
 
-def first(rig: Rig) -> LayerKey:
-    return next(iter(rig.parts))
+def first(network: Network) -> LayerKey:
+    return next(iter(network.parts))
 
 
 def order_of(model: nn.Module, *batches: Tensor, **options: Any) -> list[int]:
     with undisturbed(model):
-        rig = rig_of(model, *batches)
-        return removal_order(rig, first(rig), **options).tolist()
+        network = network_of(model, *batches)
+        return removal_order(network, first(network), **options).tolist()
 
 
 def readers(inputs: Sequence[int], outgoing: Sequence[float]) -> tuple[Net, Tensor]:
@@ -105,9 +107,9 @@ def test_cell_by_cell_it_equals_a_plain_loop() -> None:
 def test_less_changes_than_with_the_order_of_single_effects() -> None:
     model, x = Net(nn.LSTM(2, 40, batch_first=True)).double(), torch.randn(30, 12, 2).double()
     with undisturbed(model):
-        rig = rig_of(model, x)
-        greedy = removal_order(rig, first(rig)).flip(0)
-        alone = singles(rig, first(rig)).output_effects().argsort()
+        network = network_of(model, x)
+        greedy = removal_order(network, first(network)).flip(0)
+        alone = singles(network, first(network)).output_effects().argsort()
     for count in (10, 20, 30):
         assert change(model, greedy[:count].tolist(), x) < 0.8 * change(model, alone[:count].tolist(), x)
 
@@ -117,10 +119,10 @@ def test_every_layer_gives_each_of_its_cells_once(rnn: nn.RNNBase) -> None:
     rnn.batch_first = True
     model = Net(rnn).double()
     with undisturbed(model):
-        rig = rig_of(model, torch.randn(6, 5, 2).double())
-        rig.means = rig.hidden_means()
-        for key in rig.parts:
-            assert sorted(removal_order(rig, key).tolist()) == list(range(rnn.hidden_size))
+        network = network_of(model, torch.randn(6, 5, 2).double())
+        network.means = network.hidden_means()
+        for key in network.parts:
+            assert sorted(removal_order(network, key).tolist()) == list(range(rnn.hidden_size))
 
 
 def test_only_the_given_runs_are_used() -> None:
@@ -139,17 +141,17 @@ def test_the_score_is_judged_by_its_own_direction() -> None:
         truth = model(x) * torch.tensor([1.0, 1.0, 1.0, 1.0])[:, None]
     for sign, better in ((1, "lower"), (-1, "higher"), (1, None), (-1, None)):
         with undisturbed(model):
-            rig = rig_of(model, x, score=lambda out, sign=sign: sign * (out - truth).square().flatten())
-            assert removal_order(rig, first(rig), by="score", better=better).tolist() == [2, 1, 0]
+            network = network_of(model, x, score=lambda out, sign=sign: sign * (out - truth).square().flatten())
+            assert removal_order(network, first(network), by="score", better=better).tolist() == [2, 1, 0]
 
 
 def test_a_harmful_cell_goes_first_by_score_and_last_by_output() -> None:
     model, x = readers([0, 1, 2], [3.0, 1.0, 2.0])
     with undisturbed(model):
         truth = without_first(model)(x)
-        rig = rig_of(model, x, score=lambda out: (out - truth).square().flatten())
-        assert removal_order(rig, first(rig), by="score", better="lower").tolist() == [2, 1, 0]
-        assert removal_order(rig, first(rig), by="output").tolist() == [0, 2, 1]
+        network = network_of(model, x, score=lambda out: (out - truth).square().flatten())
+        assert removal_order(network, first(network), by="score", better="lower").tolist() == [2, 1, 0]
+        assert removal_order(network, first(network), by="output").tolist() == [0, 2, 1]
 
 
 def without_first(model: Net) -> Net:
@@ -163,18 +165,18 @@ def test_by_score_too_cells_that_replace_each_other_do_not_both_go_first() -> No
     model, x = readers([0, 0, 1], [1.0, 1.0, 1.5])
     with undisturbed(model):
         truth = model(x)
-        rig = rig_of(model, x, score=lambda out: 7 * (out - truth).square().flatten())
-        assert removal_order(rig, first(rig), by="score", better="lower", blocks=1)[1] == 2
+        network = network_of(model, x, score=lambda out: 7 * (out - truth).square().flatten())
+        assert removal_order(network, first(network), by="score", better="lower", blocks=1)[1] == 2
 
 
 def test_a_score_without_outputs_is_used_by_itself_and_may_be_one_number() -> None:
     model, x = readers([0, 1, 2], [1.0, 2.0, 3.0])
     with undisturbed(model):
         truth = model(x)
-        rig = rig_of(model, x, score=lambda out: float((out - truth).square().mean()), watched=False)
-        assert removal_order(rig, first(rig)).tolist() == [2, 1, 0]
+        network = network_of(model, x, score=lambda out: float((out - truth).square().mean()), watched=False)
+        assert removal_order(network, first(network)).tolist() == [2, 1, 0]
         with pytest.raises(ValueError, match="by='output': the runs have no output; give by='score'"):
-            removal_order(rig, first(rig), by="output")
+            removal_order(network, first(network), by="output")
 
 
 def test_cells_without_which_the_score_is_nan_go_last() -> None:
@@ -187,8 +189,8 @@ def test_cells_without_which_the_score_is_nan_go_last() -> None:
             broken = (out - gone).abs().max() < 1e-8
             return (out - truth).square().flatten() * (math.nan if broken else 1.0)
 
-        rig = rig_of(model, x, score=score)
-        order = removal_order(rig, first(rig), by="score", better="lower", blocks=1)
+        network = network_of(model, x, score=score)
+        order = removal_order(network, first(network), by="score", better="lower", blocks=1)
     assert order.tolist() == [0, 2, 1]
 
 
@@ -205,8 +207,8 @@ def test_values_that_are_not_allowed(options: dict[str, Any], message: str) -> N
 def test_after_the_first_block_only_cells_of_little_harm_are_measured() -> None:
     model = Net(nn.LSTM(2, 40, batch_first=True))
     with undisturbed(model):
-        rig = rig_of(model, torch.randn(6, 5, 2))
-        bench = removal_greedy._bench(rig, first(rig), None, None, None)
+        network = network_of(model, torch.randn(6, 5, 2))
+        bench = removal_greedy._bench(network, first(network), None, None, None)
         known = removal_greedy._blank(bench)
         everything = removal_greedy._candidates(known, torch.arange(40), 2)
         assert everything.tolist() == list(range(40))
@@ -222,8 +224,8 @@ def test_after_the_first_block_only_cells_of_little_harm_are_measured() -> None:
 def test_without_time_the_cells_that_went_are_still_allowed_for() -> None:
     model, x = readers([0, 0, 1, 2], [1.0, 1.0, 1.5, 9.0])
     with undisturbed(model):
-        rig = rig_of(model, x)
-        bench = removal_greedy._bench(rig, first(rig), None, None, None)
+        network = network_of(model, x)
+        bench = removal_greedy._bench(network, first(network), None, None, None)
         known, none = removal_greedy._blank(bench), torch.empty(0, dtype=torch.long)
         gone = removal_greedy._next(bench, known, none, 1, math.inf)
         assert removal_greedy._next(bench, known, gone, 1, deadline=0.0).tolist() == [2]
@@ -245,8 +247,8 @@ def test_when_the_time_ends_what_was_measured_is_used(monkeypatch: pytest.Monkey
 def test_fewer_runs_are_used_where_all_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = readers([0, 1], [1.0, 1.0])
     with undisturbed(model):
-        rig = rig_of(model, *[x] * 10)
-        bench = removal_greedy._bench(rig, first(rig), None, None, None)
+        network = network_of(model, *[x] * 10)
+        bench = removal_greedy._bench(network, first(network), None, None, None)
         now = iter([0.0, 1.0])
         monkeypatch.setattr(removal_greedy, "time", SimpleNamespace(perf_counter=lambda: next(now)))
         few = removal_greedy._within(bench, 1.0 + 4 * removal_greedy.SWEEPS * 2)  # of two cells, a second each

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.undisturbed import undisturbed
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import output_change, output_variance, score_weights, weighted_mean
 from lstm_monitor.importance.removal.single_cells import Singles, singles
 from lstm_monitor.layers.finding import find_layers
@@ -154,14 +154,14 @@ def data(count: int = N, steps: int = T, dtype: torch.dtype = torch.float64) -> 
     return torch.randn(count, steps, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
 
 
-def rig_of(model: nn.Module, x: Any, **options: Any) -> Rig:
+def network_of(model: nn.Module, x: Any, **options: Any) -> Network:
     layers = find_layers(model)
     given = {name: options.pop(name) for name in ("lengths", "mask", "forward") if name in options}
-    return Rig(model, layers, runs_of(model, layers, x, **given), **options)
+    return Network(model, layers, runs_of(model, layers, x, **given), **options)
 
 
-def sizes(rig: Rig) -> dict[LayerKey, int]:
-    return {key: part.weights.hidden_size for key, part in rig.parts.items()}
+def sizes(network: Network) -> dict[LayerKey, int]:
+    return {key: part.weights.hidden_size for key, part in network.parts.items()}
 
 
 def naive_change(model: nn.Module, other: nn.Module, x: Tensor) -> Tensor:
@@ -170,46 +170,46 @@ def naive_change(model: nn.Module, other: nn.Module, x: Tensor) -> Tensor:
         return (other(x) - copy.deepcopy(model).eval()(x)).square().flatten(1).mean(1)
 
 
-def chosen(rig: Rig) -> list[dict[LayerKey, Tensor]]:
+def chosen(network: Network) -> list[dict[LayerKey, Tensor]]:
     """Every cell alone, and groups over several layers."""
-    alone = [{key: torch.tensor([cell])} for key, size in sizes(rig).items() for cell in range(size)]
-    most = {key: torch.arange(size - 1) for key, size in sizes(rig).items()}
-    everything = {key: torch.arange(size) for key, size in sizes(rig).items()}
-    first = next(iter(sizes(rig)))
-    return [*alone, most, everything, {first: torch.tensor([0, 2])}, {first: torch.arange(sizes(rig)[first])}, {}]
+    alone = [{key: torch.tensor([cell])} for key, size in sizes(network).items() for cell in range(size)]
+    most = {key: torch.arange(size - 1) for key, size in sizes(network).items()}
+    everything = {key: torch.arange(size) for key, size in sizes(network).items()}
+    first = next(iter(sizes(network)))
+    return [*alone, most, everything, {first: torch.tensor([0, 2])}, {first: torch.arange(sizes(network)[first])}, {}]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_it_equals_a_masked_unroll(name: str) -> None:
     model, x = MODELS[name]().double(), data()
     with undisturbed(model):
-        rig = rig_of(model, x)
-        for removed in chosen(rig):
+        network = network_of(model, x)
+        for removed in chosen(network):
             gone = {str(key): cells.tolist() for key, cells in removed.items()}
             expected = naive_change(model, masked(model, gone), x)
-            torch.testing.assert_close(rig.changes(0, removed)[0], expected, rtol=1e-10, atol=1e-14, msg=f"{gone}")
+            torch.testing.assert_close(network.changes(0, removed)[0], expected, rtol=1e-10, atol=1e-14, msg=f"{gone}")
 
 
 @pytest.mark.parametrize("name", STACKED)
 def test_single_precision_and_the_plainest_copy(name: str) -> None:
     model, x = MODELS[name](), data(dtype=torch.float32)
     with undisturbed(model):
-        rig = rig_of(model, x)
-        for removed in chosen(rig):
+        network = network_of(model, x)
+        for removed in chosen(network):
             other = rewritten(model, {str(key): cells.tolist() for key, cells in removed.items()})
-            assert (rig.outcome(0, removed).outputs[0] - other(x)).abs().max() < 1e-6
+            assert (network.outcome(0, removed).outputs[0] - other(x)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_many_cells_are_cut_out(kind: str) -> None:
     model, x = Net(build(kind, IN, 22, 2, bidirectional=True, batch_first=True)).double(), data()
     with undisturbed(model):
-        rig = rig_of(model, x)
-        for key in rig.parts:
+        network = network_of(model, x)
+        for key in network.parts:
             for count in (15, 16, 17, 21, 22):
                 cells = torch.randperm(22)[:count]
                 expected = naive_change(model, rewritten(model, {str(key): cells.tolist()}), x)
-                torch.testing.assert_close(rig.changes(0, {key: cells})[0], expected, rtol=1e-10, atol=1e-15)
+                torch.testing.assert_close(network.changes(0, {key: cells})[0], expected, rtol=1e-10, atol=1e-15)
 
 
 def counted_means(model: nn.Module, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -243,32 +243,32 @@ MASK = torch.arange(T) < LENGTHS[:, None]
 def test_cells_at_their_mean_equal_a_masked_unroll(name: str, options: dict[str, Any]) -> None:
     model, x = MODELS[name]().double(), data()
     with undisturbed(model):
-        rig = rig_of(model, x, **options)
-        rig.means = rig.hidden_means()
+        network = network_of(model, x, **options)
+        network.means = network.hidden_means()
         mask = MASK if "lengths" in options else options.get("mask")
         means = counted_means(model, x, mask)
-        for key, mean in rig.means.items():
+        for key, mean in network.means.items():
             torch.testing.assert_close(mean, means[str(key)], rtol=1e-12, atol=1e-14)
-        for removed in chosen(rig):
+        for removed in chosen(network):
             gone = {str(key): cells.tolist() for key, cells in removed.items()}
             expected = naive_change(model, masked(model, gone, means), x)
-            torch.testing.assert_close(rig.changes(0, removed)[0], expected, rtol=1e-9, atol=1e-14, msg=f"{gone}")
+            torch.testing.assert_close(network.changes(0, removed)[0], expected, rtol=1e-9, atol=1e-14, msg=f"{gone}")
 
 
 def test_with_a_projection_cells_at_their_mean_start_there() -> None:
     model, x = MODELS["projection"]().double(), data()
     hr = model.rnn.weight_hr_l0.detach()
     with undisturbed(model):
-        rig = rig_of(model, x)
-        rig.means = rig.hidden_means()
+        network = network_of(model, x)
+        network.means = network.hidden_means()
         key = LayerKey("rnn", 0)
         means = counted_means(model, x, None)
-        torch.testing.assert_close(rig.means[key], means["rnn.l0"])
+        torch.testing.assert_close(network.means[key], means["rnn.l0"])
         start = (means["rnn.l0"][1] * hr[:, 1]).expand(N, 2)  # the cell at its mean already moves the first state
         h0 = torch.stack([start, torch.zeros(N, 2).double()])
         other = masked(model, {"rnn.l0": [1]}, means)
         expected = naive_change(model, lambda given: other(given, (h0, torch.zeros(2, N, 4).double())), x)  # type: ignore[arg-type]
-        torch.testing.assert_close(rig.changes(0, {key: torch.tensor([1])})[0], expected, rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(network.changes(0, {key: torch.tensor([1])})[0], expected, rtol=1e-9, atol=1e-14)
 
 
 # --- live weights ---------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_with_a_projection_cells_at_their_mean_start_there() -> None:
 def test_live_weights_give_the_same(name: str, mode: str) -> None:
     model, x = MODELS[name]().double(), data()
     with undisturbed(model):
-        copied, live = rig_of(model, x), rig_of(model, x, live=True)
+        copied, live = network_of(model, x), network_of(model, x, live=True)
         assert (copied.live, live.live) == (False, True)
         if mode == "mean":
             copied.means, live.means = copied.hidden_means(), live.hidden_means()
@@ -293,10 +293,10 @@ def test_half_precision_runs_live(dtype: torch.dtype) -> None:
     model, x = Net(nn.LSTM(IN, 6, batch_first=True)).to(dtype), data().to(dtype)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with undisturbed(model):
-        rig = rig_of(model, x)
-        assert rig.live
+        network = network_of(model, x)
+        assert network.live
         for cell in range(6):
-            found = rig.outcome(0, {LayerKey("rnn", 0): torch.tensor([cell])}).outputs[0]
+            found = network.outcome(0, {LayerKey("rnn", 0): torch.tensor([cell])}).outputs[0]
             assert torch.equal(found, rewritten(model, {"rnn.l0": [cell]})(x).float())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -319,10 +319,10 @@ def test_the_model_and_the_random_states_are_as_before(name: str, live: bool) ->
     model, x = MODELS[name]().double().train(), data()
     before, versions = bits(model), [p._version for p in model.parameters()]
     with undisturbed(model):
-        rig = rig_of(model, x, live=live)
-        singles(rig, next(iter(rig.parts)))
-        rig.means = rig.hidden_means()
-        rig.outcome(0, {key: torch.tensor([0]) for key in rig.parts})
+        network = network_of(model, x, live=live)
+        singles(network, next(iter(network.parts)))
+        network.means = network.hidden_means()
+        network.outcome(0, {key: torch.tensor([0]) for key in network.parts})
     assert bits(model) == before
     assert [p._version for p in model.parameters()] == versions
 
@@ -341,9 +341,9 @@ def test_a_run_that_fails_leaves_nothing(live: bool) -> None:
         return result
 
     with undisturbed(model):
-        rig = Rig(model, find_layers(model), [Run(run, score=lambda out: out.mean())], live=live)
+        network = Network(model, find_layers(model), [Run(run, score=lambda out: out.mean())], live=live)
         with pytest.raises(KeyboardInterrupt):
-            singles(rig, LayerKey("rnn", 0))
+            singles(network, LayerKey("rnn", 0))
     assert bits(model) == before
 
 
@@ -354,22 +354,24 @@ def test_what_is_known_is_not_used_after_something_changed() -> None:
     model, x = Towers().double(), data()
     low, high = LayerKey("low", 0), LayerKey("high", 0)
     with undisturbed(model):
-        rig = rig_of(model, x)
+        network = network_of(model, x)
         both = {low: torch.tensor([1]), high: torch.tensor([0])}
         for removed in (both, {high: torch.tensor([0])}, {low: torch.tensor([1])}, both, {}):
             gone = {str(key): cells.tolist() for key, cells in removed.items()}
             expected = naive_change(model, rewritten(model, gone), x)
-            torch.testing.assert_close(rig.changes(0, removed)[0], expected, rtol=1e-10, atol=1e-16)
+            torch.testing.assert_close(network.changes(0, removed)[0], expected, rtol=1e-10, atol=1e-16)
 
 
 def test_runs_do_not_mix() -> None:
     model, batches = Net(nn.LSTM(IN, 4, batch_first=True)).double(), [data(), data(3) + 1, data(N, 7)]
     key = LayerKey("rnn", 0)
     with undisturbed(model):
-        rig = rig_of(model, batches)
+        network = network_of(model, batches)
         for index in (2, 0, 1, 0):
             expected = naive_change(model, rewritten(model, {"rnn.l0": [2]}), batches[index])
-            torch.testing.assert_close(rig.changes(index, {key: torch.tensor([2])})[0], expected, rtol=1e-10, atol=0)
+            torch.testing.assert_close(
+                network.changes(index, {key: torch.tensor([2])})[0], expected, rtol=1e-10, atol=0
+            )
 
 
 class Moody(Net):
@@ -390,10 +392,10 @@ class Moody(Net):
 def test_every_run_starts_from_the_same_state() -> None:
     model = Moody().double()
     with undisturbed(model):
-        rig = rig_of(model, data())
-        assert float(rig.changes(0, {})[0].max()) == 0
+        network = network_of(model, data())
+        assert float(network.changes(0, {})[0].max()) == 0
         expected = naive_change(model, rewritten(model, {"rnn.l0": [0]}), data())
-        torch.testing.assert_close(rig.changes(0, {LayerKey("rnn", 0): torch.tensor([0])})[0], expected)
+        torch.testing.assert_close(network.changes(0, {LayerKey("rnn", 0): torch.tensor([0])})[0], expected)
 
 
 def test_a_run_with_other_weights_is_refused() -> None:
@@ -408,14 +410,14 @@ def test_a_run_with_other_weights_is_refused() -> None:
             weight.data.copy_(kept)
 
     with undisturbed(model), pytest.raises(ValueError, match="rnn.l0 runs with other weights than the model has"):
-        Rig(model, find_layers(model), [Run(averaged)])
+        Network(model, find_layers(model), [Run(averaged)])
 
 
 def test_layers_that_receive_nothing_are_an_error() -> None:
     model = Net(nn.LSTM(IN, 4, batch_first=True))
     other = copy.deepcopy(model)
     with undisturbed(model), pytest.raises(ValueError, match=r"rnn.l0\) received nothing"):
-        Rig(model, find_layers(model), [Run(lambda: other(data(dtype=torch.float32)))])
+        Network(model, find_layers(model), [Run(lambda: other(data(dtype=torch.float32)))])
 
 
 # --- a row a sequence -----------------------------------------------------------------------------------------
@@ -432,7 +434,7 @@ def test_rows_are_those_of_the_sequences(net: type[Net], steps: int) -> None:
     model, x = net(nn.GRU(IN, 4, batch_first=True)).double(), data(steps=steps)
     x[2] = 0  # the same at every step
     with undisturbed(model):
-        rows = rig_of(model, x).intact[0].outputs[0]
+        rows = network_of(model, x).intact[0].outputs[0]
         assert rows.shape[0] == N
         torch.testing.assert_close(rows, model(x).flatten(1))
 
@@ -440,7 +442,7 @@ def test_rows_are_those_of_the_sequences(net: type[Net], steps: int) -> None:
 def test_rows_where_time_comes_first() -> None:
     model, x = TimeFirst(nn.GRU(IN, 4, batch_first=True)).double(), data()
     with undisturbed(model):
-        rows = rig_of(model, x).intact[0].outputs[0]
+        rows = network_of(model, x).intact[0].outputs[0]
         torch.testing.assert_close(rows, model(x).transpose(0, 1).flatten(1))
 
 
@@ -448,7 +450,7 @@ def test_rows_of_packed_outputs_are_in_the_order_of_the_sequences() -> None:
     model, x = nn.LSTM(IN, 4).double(), data()
     packed = pack_padded_sequence(x, LENGTHS, batch_first=True, enforce_sorted=False)
     with undisturbed(model):
-        rows = rig_of(model, packed).intact[0].outputs[0]
+        rows = network_of(model, packed).intact[0].outputs[0]
         for n, length in enumerate(LENGTHS.tolist()):
             torch.testing.assert_close(rows[n, : 4 * length], model(x[n, :length])[0].flatten())
             assert float(rows[n, 4 * length :].abs().sum()) == 0
@@ -459,7 +461,7 @@ def test_a_mask_leaves_padding_out(net: type[Net]) -> None:
     model, x = net(nn.LSTM(IN, 4, batch_first=True)).double(), data()
     other = rewritten(model, {"rnn.l0": [1]})
     with undisturbed(model):
-        found = rig_of(model, x, lengths=LENGTHS).changes(0, {LayerKey("rnn", 0): torch.tensor([1])})[0]
+        found = network_of(model, x, lengths=LENGTHS).changes(0, {LayerKey("rnn", 0): torch.tensor([1])})[0]
         square = (model(x) - other(x)).square()
         square = square.transpose(0, 1) if net is TimeFirst else square
         expected = [float(square[n, :length].sum()) / (T * 2) for n, length in enumerate(LENGTHS.tolist())]
@@ -469,26 +471,26 @@ def test_a_mask_leaves_padding_out(net: type[Net]) -> None:
 def test_an_output_without_a_sequence_axis_is_one_row() -> None:
     model, x = Net(nn.LSTM(IN, 4, batch_first=True)).double(), data()
     with undisturbed(model):
-        rig = rig_of(model, x, forward=lambda model, x: model(x).mean(0))
-        assert rig.intact[0].outputs[0].shape == (1, 2)
+        network = network_of(model, x, forward=lambda model, x: model(x).mean(0))
+        assert network.intact[0].outputs[0].shape == (1, 2)
 
 
 def test_the_variance_of_the_output_is_that_over_sequences() -> None:
     model, batches = Net(nn.LSTM(IN, 4, batch_first=True)).double(), [data(), data() * 2]
     with undisturbed(model):
-        rig = rig_of(model, batches)
+        network = network_of(model, batches)
         one, two = (model(x).var(0, correction=0).mean() for x in batches)
-        assert output_variance(rig.intact) == pytest.approx(float(one + two) / 2)
-        assert output_variance(rig.intact[:1]) == pytest.approx(float(one))
+        assert output_variance(network.intact) == pytest.approx(float(one + two) / 2)
+        assert output_variance(network.intact[:1]) == pytest.approx(float(one))
     assert math.isnan(output_variance([]))
 
 
 # --- scores ---------------------------------------------------------------------------------------------------
 
 
-def scored(model: nn.Module, values: Sequence[Any]) -> Rig:
+def scored(model: nn.Module, values: Sequence[Any]) -> Network:
     runs = [Run(lambda v=v: v(model), score=lambda result: result) for v in values]  # type: ignore[misc]
-    return Rig(model, find_layers(model), runs)
+    return Network(model, find_layers(model), runs)
 
 
 @pytest.mark.parametrize("form", ["float", "0-d", "(N,)", "(N, 1)", "list", "numpy"])
@@ -502,8 +504,8 @@ def test_scores_of_every_form(form: str) -> None:
         return forms[form]()
 
     with undisturbed(model):
-        rig = scored(model, [evaluate])
-        found = rig.changes(0, {LayerKey("rnn", 0): torch.tensor([3])})[1]
+        network = scored(model, [evaluate])
+        found = network.changes(0, {LayerKey("rnn", 0): torch.tensor([3])})[1]
         change = rewritten(model, {"rnn.l0": [3]})(x).square().mean(1) - model(x).square().mean(1)
         expected = change if "N" in form or form in ("list", "numpy") else change.mean()[None]
         torch.testing.assert_close(found, expected.detach())
@@ -519,24 +521,24 @@ def test_a_score_that_is_no_number_is_an_error(value: Any) -> None:
 def test_a_score_of_another_length_is_an_error() -> None:
     model = Net(nn.LSTM(IN, 4, batch_first=True)).double()
     with undisturbed(model):
-        rig = scored(model, [lambda net: (lambda out: out[out > 0])(net(data(40)))])
+        network = scored(model, [lambda net: (lambda out: out[out > 0])(net(data(40)))])
         with pytest.raises(ValueError, match="evaluate returned .* values without some cells"):
-            rig.outcome(0, {LayerKey("rnn", 0): torch.arange(4)})
+            network.outcome(0, {LayerKey("rnn", 0): torch.arange(4)})
 
 
 def test_an_output_of_another_shape_is_an_error() -> None:
     model = Net(nn.LSTM(IN, 4, batch_first=True)).double()
     with undisturbed(model):
-        rig = rig_of(model, data(40), forward=lambda net, x: (lambda out: out[out > 0])(net(x)))
+        network = network_of(model, data(40), forward=lambda net, x: (lambda out: out[out > 0])(net(x)))
         with pytest.raises(ValueError, match="has another shape"):
-            rig.changes(0, {LayerKey("rnn", 0): torch.arange(4)})
+            network.changes(0, {LayerKey("rnn", 0): torch.arange(4)})
 
 
 def test_a_run_that_calls_the_network_often_has_all_its_sequences() -> None:
     model, batches = Net(nn.LSTM(IN, 4, batch_first=True)).double(), [data(), data(3) - 1, data(2) * 2]
     with undisturbed(model):
-        rig = scored(model, [lambda net: sum(float(net(x).mean()) for x in batches)])
-        change, score = rig.changes(0, {LayerKey("rnn", 0): torch.tensor([1])})
+        network = scored(model, [lambda net: sum(float(net(x).mean()) for x in batches)])
+        change, score = network.changes(0, {LayerKey("rnn", 0): torch.tensor([1])})
         other = rewritten(model, {"rnn.l0": [1]})
         expected = torch.cat([naive_change(model, other, x) for x in batches])
         torch.testing.assert_close(change, expected)
@@ -558,8 +560,8 @@ def test_scores_are_weighed() -> None:
 def test_singles_equal_a_loop() -> None:
     model, batches = Net(nn.LSTM(IN, 6, batch_first=True)).double(), [data(), data(3) + 0.5]
     with undisturbed(model):
-        rig = scored(model, [lambda net, x=x: net(x).square().mean(1) for x in batches])
-        found = singles(rig, LayerKey("rnn", 0))
+        network = scored(model, [lambda net, x=x: net(x).square().mean(1) for x in batches])
+        found = singles(network, LayerKey("rnn", 0))
         for cell in range(6):
             other = rewritten(model, {"rnn.l0": [cell]})
             changes = torch.cat([naive_change(model, other, x) for x in batches])
@@ -568,7 +570,7 @@ def test_singles_equal_a_loop() -> None:
             torch.testing.assert_close(found.score[cell], scores, rtol=1e-10, atol=1e-14)
             assert float(found.output_effects()[cell]) == pytest.approx(float(changes.mean()), rel=1e-10)
         for cell in (5, 0):
-            output, score = rig.changes(1, {LayerKey("rnn", 0): torch.tensor([cell])})
+            output, score = network.changes(1, {LayerKey("rnn", 0): torch.tensor([cell])})
             assert torch.equal(output, found.output[cell, N:])
             assert torch.equal(score, found.score[cell, N:])
     assert (found.runs, found.output.shape, found.score.shape) == (2, (6, 7), (6, 7))
@@ -592,9 +594,9 @@ def test_the_first_run_goes_as_far_as_there_is_time() -> None:
     model = Net(nn.LSTM(IN, 40, batch_first=True)).double()
     ticks: list[int] = []
     with undisturbed(model):
-        rig = Rig(model, find_layers(model), [slow(model, data(), 0.01), slow(model, data(), 0.01)])
+        network = Network(model, find_layers(model), [slow(model, data(), 0.01), slow(model, data(), 0.01)])
         began = time.perf_counter()
-        found = singles(rig, LayerKey("rnn", 0), began + 0.1, tick=lambda: ticks.append(1))
+        found = singles(network, LayerKey("rnn", 0), began + 0.1, tick=lambda: ticks.append(1))
         took = time.perf_counter() - began
     known = ~torch.isnan(found.output_effects())
     assert 0 < int(known.sum()) < 15
@@ -607,8 +609,8 @@ def test_the_first_run_goes_as_far_as_there_is_time() -> None:
 def test_later_runs_are_whole_or_left_out() -> None:
     model = Net(nn.LSTM(IN, 10, batch_first=True)).double()
     with undisturbed(model):
-        rig = Rig(model, find_layers(model), [slow(model, data(), 0.004) for _ in range(5)])
-        found = singles(rig, LayerKey("rnn", 0), time.perf_counter() + 0.12)
+        network = Network(model, find_layers(model), [slow(model, data(), 0.004) for _ in range(5)])
+        found = singles(network, LayerKey("rnn", 0), time.perf_counter() + 0.12)
     assert 1 <= found.runs < 5
     assert found.output.shape == (10, N * found.runs)
     assert not bool(torch.isnan(found.output).any())
@@ -617,7 +619,7 @@ def test_later_runs_are_whole_or_left_out() -> None:
 def test_one_cell_is_measured_when_the_time_is_over_already() -> None:
     model = Net(nn.LSTM(IN, 10, batch_first=True)).double()
     with undisturbed(model):
-        found = singles(rig_of(model, [data(), data()]), LayerKey("rnn", 0), time.perf_counter() - 1)
+        found = singles(network_of(model, [data(), data()]), LayerKey("rnn", 0), time.perf_counter() - 1)
     assert torch.isnan(found.output_effects()).tolist() == [False] + 9 * [True]
 
 
@@ -627,8 +629,8 @@ def test_half_of_the_time_is_left_for_the_score() -> None:
     with undisturbed(model):
         shown = [slow(model, data(), 0.005) for _ in range(20)]
         last = Run(lambda: float(model(data()).mean()), score=lambda value: value, watched=False)
-        rig = Rig(model, find_layers(model), [*shown, last])
-        found = singles(rig, key, time.perf_counter() + 0.2)
+        network = Network(model, find_layers(model), [*shown, last])
+        found = singles(network, key, time.perf_counter() + 0.2)
     assert 1 < found.runs < 12
     assert not bool(torch.isnan(found.score_changes()).any())
     with torch.no_grad():
@@ -639,5 +641,5 @@ def test_half_of_the_time_is_left_for_the_score() -> None:
 def test_changes_of_several_outputs_stand_in_one_row() -> None:
     model = Net(nn.LSTM(IN, 4, batch_first=True)).double()
     with undisturbed(model):
-        rig = scored(model, [lambda net: float(net(data()).mean() + net(data(2)).mean())])
-        assert output_change(rig.outcome(0, {}), rig.intact[0]).tolist() == [0.0] * (N + 2)
+        network = scored(model, [lambda net: float(net(data()).mean() + net(data(2)).mean())])
+        assert output_change(network.outcome(0, {}), network.intact[0]).tolist() == [0.0] * (N + 2)

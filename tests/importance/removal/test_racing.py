@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lstm_monitor.core.undisturbed import undisturbed
 from lstm_monitor.importance.removal import racing
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.racing import Race, effective_sequences, race, race_on
 from lstm_monitor.importance.removal.single_cells import singles
 from lstm_monitor.importance.sensitivity.scores import output_changes
@@ -191,42 +191,42 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def rig() -> Rig:
+def network() -> Network:
     model, x = Net().double(), torch.randn(512, 10, 2).double()
     layers = find_layers(model)
-    return Rig(model, layers, runs_of(model, layers, list(x.split(16))))
+    return Network(model, layers, runs_of(model, layers, list(x.split(16))))
 
 
-def test_a_network_is_raced_by_its_output(rig: Rig) -> None:
-    with undisturbed(rig.model):
-        (key,) = rig.parts
-        exact = singles(rig, key).output_effects()
-        cheap = output_changes(rig.model, rig.layers, rig.runs)[key].T
-        found, helped = race(rig, key, 3), race(rig, key, 3, cheap=cheap)
+def test_a_network_is_raced_by_its_output(network: Network) -> None:
+    with undisturbed(network.model):
+        (key,) = network.parts
+        exact = singles(network, key).output_effects()
+        cheap = output_changes(network.model, network.layers, network.runs)[key].T
+        found, helped = race(network, key, 3), race(network, key, 3, cheap=cheap)
     expected = exact.argsort(descending=True)[:3].tolist()
     assert sorted(found.top.tolist()) == sorted(helped.top.tolist()) == sorted(expected)
     assert helped.work < found.work < 0.7
 
 
 @pytest.mark.parametrize(("better", "sign"), [("lower", 1), ("higher", -1)])
-def test_a_network_is_raced_by_its_score(rig: Rig, better: Any, sign: int) -> None:
-    outputs = [run.call() for run in rig.runs]
+def test_a_network_is_raced_by_its_score(network: Network, better: Any, sign: int) -> None:
+    outputs = [run.call() for run in network.runs]
     runs = [
         Run(run.call, score=lambda out, truth=truth: sign * (out - truth).square().mean(1))
-        for run, truth in zip(rig.runs, outputs, strict=True)
+        for run, truth in zip(network.runs, outputs, strict=True)
     ]
-    with undisturbed(rig.model):
-        scored = Rig(rig.model, rig.layers, runs)
+    with undisturbed(network.model):
+        scored = Network(network.model, network.layers, runs)
         (key,) = scored.parts
         found = race(scored, key, 3, by="score", better=better)
-        assert sorted(found.top.tolist()) == sorted(race(rig, key, 3).top.tolist())
+        assert sorted(found.top.tolist()) == sorted(race(network, key, 3).top.tolist())
 
 
-def test_what_the_runs_do_not_have_cannot_be_raced(rig: Rig) -> None:
+def test_what_the_runs_do_not_have_cannot_be_raced(network: Network) -> None:
     with pytest.raises(ValueError, match="by='score': the runs have no score; give by='output'"):
-        race(rig, next(iter(rig.parts)), 3, by="score")
+        race(network, next(iter(network.parts)), 3, by="score")
     with pytest.raises(ValueError, match="by='loss' is not known"):
-        race(rig, next(iter(rig.parts)), 3, by="loss")  # type: ignore[arg-type]
+        race(network, next(iter(network.parts)), 3, by="loss")  # type: ignore[arg-type]
 
 
 # The bounds

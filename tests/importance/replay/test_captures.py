@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from lstm_monitor.core.undisturbed import undisturbed
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.replay.captures import captured
 from lstm_monitor.layers.finding import find_layers
 from lstm_monitor.snapshots.runs import Run
@@ -148,9 +148,9 @@ def test_compiled_modules(where: str) -> None:
         net(X)
     assert torch.equal(caught.outputs()[-1], plain)
     with undisturbed(net):
-        rig = Rig(net, find_layers(net), [Run(lambda: net(X), score=lambda out: out.mean())])
-        assert [rows.shape for rows in rig.intact[0].outputs] == [(5, 3)]
-        (key,) = rig.parts
-        change = rig.changes(0, {key: torch.arange(4)})[0]
+        network = Network(net, find_layers(net), [Run(lambda: net(X), score=lambda out: out.mean())])
+        assert [rows.shape for rows in network.intact[0].outputs] == [(5, 3)]
+        (key,) = network.parts
+        change = network.changes(0, {key: torch.arange(4)})[0]
         expected = (getattr(net, "_orig_mod", net).head.bias - plain).square().mean(1)
         torch.testing.assert_close(change, expected.double())

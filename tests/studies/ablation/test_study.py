@@ -25,7 +25,7 @@ from lstm_monitor.core.undisturbed import undisturbed
 from lstm_monitor.importance.ranking import ranked
 from lstm_monitor.importance.removal.curves import counts_to_try, order_gap, random_orders
 from lstm_monitor.importance.removal.greedy import removal_order
-from lstm_monitor.importance.removal.network import Rig
+from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.single_cells import Singles
 from lstm_monitor.layers.finding import find_layers
 from lstm_monitor.report.ablation.result import Study
@@ -187,8 +187,8 @@ def test_the_rankings_are_those_of_their_names() -> None:
         (expected,) = characterize(model, X, rank_by=name, horizon=16, held_out_steps=4096).layers
         assert spearmanr(trials[name].ranking.scores, expected.ranking.scores).statistic > 0.98
     with undisturbed(model):
-        rig = Rig(model, find_layers(model), [Run(lambda: model(X))])
-        assert trials["greedy"].ranking.order.tolist() == removal_order(rig, KEY).tolist()
+        network = Network(model, find_layers(model), [Run(lambda: model(X))])
+        assert trials["greedy"].ranking.order.tolist() == removal_order(network, KEY).tolist()
     assert trials["greedy"].auc_least > 0.5
 
 
@@ -608,19 +608,19 @@ def bench_of(model: nn.Module, score: Callable[[Tensor, Tensor], Any], **options
         Run(lambda x=x, y=y: score(model(x), y), score=lambda value: value)
         for x, y in zip(X.split(30), Y.split(30), strict=True)
     ]  # type: ignore[misc]
-    return Bench(Rig(model, find_layers(model), runs), StudyOptions(**options), time.perf_counter(), [])
+    return Bench(Network(model, find_layers(model), runs), StudyOptions(**options), time.perf_counter(), [])
 
 
-def single(rig: Rig, key: LayerKey, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+def single(network: Network, key: LayerKey, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Every cell removed by itself in one run."""
-    cells = range(rig.parts[key].weights.hidden_size)
-    outputs, scores = zip(*(rig.changes(index, {key: torch.tensor([cell])}) for cell in cells), strict=True)
+    cells = range(network.parts[key].weights.hidden_size)
+    outputs, scores = zip(*(network.changes(index, {key: torch.tensor([cell])}) for cell in cells), strict=True)
     return torch.stack(outputs), torch.stack(scores)
 
 
 def pilot_of(bench: Bench) -> Singles:
     """The first of four batches only."""
-    output, score = single(bench.rig, KEY, 0)
+    output, score = single(bench.network, KEY, 0)
     return Singles(output, score, torch.ones(score.shape[1], dtype=torch.float64), 1)
 
 
@@ -637,7 +637,7 @@ def test_a_cheap_score_corrects_where_it_goes_along() -> None:
         assert output.used
         assert "a first-order score of all sequences corrects the output's effects (rho 0." in note
         truth = torch.stack(
-            [torch.cat(parts) for parts in zip(*[single(bench.rig, KEY, i)[0] for i in range(4)], strict=True)]
+            [torch.cat(parts) for parts in zip(*[single(bench.network, KEY, i)[0] for i in range(4)], strict=True)]
         )
         plain = pilot_of(bench).output_effects()
         wrong, less = (plain - truth.mean(1)).square().mean(), (output.values - truth.mean(1)).square().mean()
