@@ -28,7 +28,12 @@ def main() -> int:
     began = time.monotonic()
     page = Page(options.out / ("dry.md" if options.dry_run else "gpu.md"))
     page.heading(HEADINGS[options.dry_run], level=1)
-    for section in sections(dry=options.dry_run):
+    machine, *others = sections(dry=options.dry_run)
+    run(machine, page, began + options.seconds)
+    if page.tally.failed:
+        page.words("Nothing else was run: without a GPU there is only the dry run, `make gpu DRY=1`.")
+        return 1
+    for section in others:
         if options.only is None or options.only in section.title:
             run(section, page, began + options.seconds)
     _summarize(page, time.monotonic() - began, dry=options.dry_run)

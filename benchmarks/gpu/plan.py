@@ -10,7 +10,7 @@ TESTS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("Right: the engines against float64", ("kernels", "coupled"), 120),
     ("Right: checks and ablation against those of the CPU", ("reports", "studies", "precision"), 100),
     ("Untouched: loops and Lightning", ("loops", "lightning"), 100),
-    ("Untouched: waiting, memory, CUDA graphs and compiled steps", ("quiet", "graphs"), 100),
+    ("Untouched: waiting, memory, CUDA graphs and compiled steps", ("quiet", "graphs"), 120),
 )
 """Title, files of `tests/cuda/`, and seconds."""
 FIGURES: tuple[tuple[str, str, float], ...] = (
@@ -45,4 +45,4 @@ def sections(*, dry: bool) -> list[Section]:
 def _pytest(names: Sequence[str]) -> tuple[str, ...]:
     """Without plug-ins but our own, which tells what came of each test."""
     plain = ("-W", "default", "-p", "no:cacheprovider", "--capture=sys", "-q", "--tb=short", "--no-header")
-    return ("-m", "pytest", *(f"tests/cuda/test_{name}.py" for name in names), "-p", "tests.cuda.rows", *plain)
+    return ("-m", "pytest", *(f"tests/cuda/test_{name}.py" for name in names), "-p", "gpu.rows", *plain)

@@ -5,6 +5,7 @@ CUDA keeps some errors until the process ends, so after one of them the rest of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -24,6 +25,8 @@ NOTHING_LEFT = 5
 """The status of pytest where no test is to be run, for instance after the last one had to be ended."""
 SILENCE = 75.0
 """Seconds without a line after which a process is taken to hang: Triton and torch compile for less."""
+LAST_SECONDS = 3.0
+"""For a process to end after its last line."""
 PROCESSES = 4
 """So many a section at most."""
 TAIL = 6
@@ -92,18 +95,19 @@ def _process(section: Section, page: Page, seen: _Seen, end: float) -> tuple[int
             process = subprocess.Popen(
                 command, env=environment, stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True
             )
+            lines: queue.Queue[str | None] = queue.Queue()
+            reader = Thread(target=_read, args=(process, lines), daemon=True)
+            reader.start()
             try:
-                cut, printed = _follow(process, page, seen, end)
+                cut, printed = _follow(lines, page, seen, end)
             finally:
-                _end(process)
+                _end(process, reader)
         said = [*printed, *errors.read_text(encoding="utf-8", errors="replace").splitlines()]
     return cut or process.returncode, "\n".join(line for line in said if line.strip())[-TAIL * 160 :] or "no words"
 
 
-def _follow(process: subprocess.Popen[str], page: Page, seen: _Seen, end: float) -> tuple[str | None, list[str]]:
+def _follow(lines: queue.Queue[str | None], page: Page, seen: _Seen, end: float) -> tuple[str | None, list[str]]:
     """Write what a process tells, until it ends; why it has to be ended, and the other lines that it printed."""
-    lines: queue.Queue[str | None] = queue.Queue()
-    Thread(target=_read, args=(process, lines), daemon=True).start()
     printed: list[str] = []
     while True:
         left = end - time.monotonic()
@@ -112,7 +116,6 @@ def _follow(process: subprocess.Popen[str], page: Page, seen: _Seen, end: float)
         except queue.Empty:
             return "cut off: its time was over" if left <= SILENCE else f"cut off: silent for {SILENCE:.0f} s", printed
         if line is None:
-            process.wait()
             return None, printed
         told = page.take(line)
         if told is None:
@@ -126,13 +129,19 @@ def _follow(process: subprocess.Popen[str], page: Page, seen: _Seen, end: float)
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.put(line)
+    with process.stdout:
+        for line in process.stdout:
+            lines.put(line)
     lines.put(None)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """The process with all that it started, if it still runs."""
-    if process.poll() is None:
+def _end(process: subprocess.Popen[str], reader: Thread) -> None:
+    """End a process with all that it started; one that has closed its output may still come to its own end."""
+    reader.join(timeout=0.2)
+    if not reader.is_alive():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=LAST_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    reader.join()

@@ -19,6 +19,11 @@ def there(value):
     return tuple(map(there, value)) if isinstance(value, tuple) else value.to(DEVICE)
 
 
+def seen(value):
+    """A figure that only a GPU can show."""
+    return "needs a GPU" if DRY else value
+
+
 def wait():
     """Until the device has done all that it was asked for; errors of kernels come here."""
     if not DRY:

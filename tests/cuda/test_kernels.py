@@ -11,11 +11,21 @@ from lstm_monitor.kernels.choice import engine_for
 from lstm_monitor.kernels.torch_engine import ENGINE as TORCH
 from lstm_monitor.kernels.triton_engine import ENGINE as TRITON
 from lstm_monitor.reasons import Thresholds
+from lstm_monitor.undisturbed import undisturbed
 from tests.cuda import truth
 from tests.cuda.place import DEVICE, DRY, MARKS, sized, there
 from tests.cuda.truth import KINDS, away
 
 pytestmark = MARKS
+
+
+@pytest.fixture(autouse=True)
+def _full_precision():
+    """As in a check: torch's engine runs a few cells of an LSTM by cuDNN."""
+    with undisturbed():
+        yield
+
+
 ENGINES = {"triton": TRITON, "torch": TORCH}
 
 

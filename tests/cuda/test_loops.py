@@ -13,7 +13,7 @@ import lstm_monitor as lm
 from lstm_monitor.aside import Aside
 from tests import traces
 from tests.cuda import models
-from tests.cuda.place import DEVICE, DRY, MARKS, sized
+from tests.cuda.place import DEVICE, DRY, MARKS, seen, sized
 from tests.cuda.reports import distance, ranks_agree
 from tests.cuda.training import EVERY, STEPS, Noisy, differing, train
 
@@ -57,7 +57,7 @@ def test_checks_beside_the_training(on, begun, tell):
     with tf32(on=on):
         different, sink = differing()
     tell("checks", len(sink.reports))
-    tell("of them beside the training", len(begun))
+    tell("of them beside the training", seen(len(begun)))
     assert different == []
     assert len(sink.reports) == CHECKS
     assert len(begun) == (0 if DRY else CHECKS - 1)
@@ -113,15 +113,16 @@ def test_a_training_with_its_ablation():
     assert sink.reports[-1].study is not None
 
 
-def test_a_training_on_a_stream_of_its_own():
+def test_a_training_on_a_stream_of_its_own(tell):
     """The copies that a check reads are made on the stream that is current at the hook."""
     if DRY:
-        return
+        return tell("this", seen(None))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         different, sink = differing()
     assert different == []
     assert len(sink.reports) == CHECKS
+    return None
 
 
 def test_a_training_that_goes_on_at_once_does_not_reach_into_its_check(begun):

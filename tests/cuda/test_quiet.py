@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import threading
+import time
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 import lstm_monitor as lm
 from lstm_monitor.kernels.fused import release_buffers
 from tests.cuda import models
-from tests.cuda.place import DEVICE, DRY, MARKS, allocated, sized, wait
+from tests.cuda.place import DEVICE, DRY, MARKS, allocated, seen, sized, wait
 from tests.cuda.reports import distance
 from tests.cuda.training import collected, settings, train
 
@@ -46,13 +47,14 @@ def monitor():
     monitor.close()
 
 
-def test_the_guard_guards():
+def test_the_guard_guards(tell):
     """That the next tests can fail."""
     if DRY:
-        return
+        return tell("this", seen(None))
     values = torch.ones(3, device=DEVICE)
     with waiting_is("error"), pytest.raises(RuntimeError, match="synchronizing"):
         values.sum().item()
+    return None
 
 
 def test_hooks_that_are_not_due_do_not_wait(monitor):
@@ -68,7 +70,7 @@ def test_a_hook_that_hands_on_what_was_found_beside_does_not_wait(monitor):
     monitor.steps = 9
     monitor.on_train_batch_end(9)
     while monitor._begun is not None and not monitor._begun[1].ready():
-        pass
+        time.sleep(1e-3)
     wait()
     with waiting_is("error"):
         monitor.on_train_batch_end(10)
@@ -89,8 +91,8 @@ def test_how_often_a_check_waits(monitor, tell):
         monitor.steps = 9
         monitor.on_train_batch_end(9)
         monitor.settle()
-    tell("waits at the hook", sum(name != "lstm_monitor" for name in threads))
-    tell("beside it", threads.count("lstm_monitor"))
+    tell("waits at the hook", seen(sum(name != "lstm_monitor" for name in threads)))
+    tell("beside it", seen(threads.count("lstm_monitor")))
     assert monitor.checks == 2
 
 
@@ -99,8 +101,8 @@ def test_no_memory_is_kept_after_a_training(tell):
     train(False)
     train(True)
     (plain, workspaces), (found, more) = bytes_after(False), bytes_after(True)
-    tell("bytes kept", found - plain)
-    tell("of workspaces more", f"{(more - workspaces) / MIB:.1f} MiB")
+    tell("bytes kept", seen(found - plain))
+    tell("of workspaces more", seen(f"{(more - workspaces) / MIB:.1f} MiB"))
     assert found - plain <= LEAST
 
 
@@ -135,7 +137,7 @@ def test_no_memory_is_kept_after_a_report(tell):
     for _ in range(3):
         lm.characterize(device, models.sequences(), horizon=sized(64, 16))
     clear()
-    tell("bytes kept", allocated() - before)
+    tell("bytes kept", seen(allocated() - before))
     assert allocated() - before <= LEAST
 
 
@@ -152,19 +154,19 @@ def test_the_peak_of_a_check_beside_its_responses(tell):
     wait()
     peak = 0 if DRY else torch.cuda.max_memory_allocated() - before
     one = 16 * 256 * 1024 * 4
-    tell("peak", f"{peak / MIB:.0f} MiB")
+    tell("peak", seen(f"{peak / MIB:.0f} MiB"))
     tell("all responses of a batch", f"{one / MIB:.0f} MiB")
-    assert peak <= 20 * one
+    assert peak <= 40 * one
 
 
 def test_a_device_with_little_memory_left(tell):
     """Where a check finds no room it is made in smaller parts, or on the host, which it says."""
     torch.manual_seed(0)
-    network, horizon = nn.LSTM(16, sized(1024, 6), batch_first=True).to(DEVICE), sized(512, 16)
-    plain = lm.characterize(network, horizon=horizon)
+    snaps, horizon = lm.snapshot(nn.LSTM(16, sized(1024, 6), batch_first=True).to(DEVICE)), sized(1024, 16)
+    plain = lm.characterize(snaps, horizon=horizon)
     clear()
     with at_most(allocated() + 160 * MIB):
-        found = lm.characterize(network, horizon=horizon)
+        found = lm.characterize(snaps, horizon=horizon)
     distance(found, plain).tell(tell)
     assert distance(found, plain).apart <= 0.005
 

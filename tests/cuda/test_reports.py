@@ -73,11 +73,12 @@ def test_data_that_is_on_the_device_already(tell):
 def test_a_default_device(tell):
     """As ``torch.set_default_device("cuda")`` has it: what is made without a device is made there."""
     host, device = models.pair("LSTM, two layers")
-    expected = lm.characterize(host, models.sequences(), horizon=16)
+    data = models.sequences()
+    expected = lm.characterize(host, data, horizon=16)
     torch.set_default_device(DEVICE)
     try:
-        found = lm.characterize(device, models.sequences(), horizon=16)
-        again = lm.characterize(host, models.sequences(), horizon=16)
+        found = lm.characterize(device, data, horizon=16)
+        again = lm.characterize(host, data, horizon=16)
     finally:
         torch.set_default_device(None)
     distance(found, expected).tell(tell)
