@@ -26,6 +26,7 @@ from lstm_monitor.layers import find_layers
 from lstm_monitor.memory import Memories
 from lstm_monitor.outlets import Outlets
 from lstm_monitor.outputs import Select
+from lstm_monitor.precision import is_exact
 from lstm_monitor.ranks import from_first, in_processes
 from lstm_monitor.reasons import Thresholds
 from lstm_monitor.recordings import Recording
@@ -37,7 +38,7 @@ from lstm_monitor.snapshots import snapshot, with_own_weights
 from lstm_monitor.studies.check import AblationCheck, study_of_loop
 from lstm_monitor.study.study import Study
 from lstm_monitor.study.trust import trust_sentence
-from lstm_monitor.undisturbed import beside, is_exact
+from lstm_monitor.undisturbed import beside
 
 _Results = tuple[tuple[LayerReport, Probe], ...]
 
@@ -134,10 +135,10 @@ class Checking:
     def _defers(self, device: torch.device | None) -> bool:
         """Whether periodic checks are worked out beside the training.
 
-        Not on the CPU, where that slows the training; nor where the precision would have to be changed meanwhile; nor
-        where several processes do in one order what they do together.
+        Not on the CPU, where that slows the training; nor where several processes do in one order what they do
+        together.
         """
-        return device is not None and is_exact() and not in_processes()
+        return device is not None and not in_processes()
 
     def _take_snapshots(
         self,
@@ -158,9 +159,10 @@ class Checking:
         probes = self._memories.recall(taken.snaps)
         self._begun = (taken, aside)
         self.checked_at, self.last_step = taken.progress, taken.step
+        exact = is_exact()  # as the training has it; its switches stay as they are
 
         def job() -> _Results:
-            with beside():
+            with beside(exact=exact):
                 return examine(taken.snaps, probes, self.rank_by, self.thresholds, self.horizon)
 
         aside.start(job)

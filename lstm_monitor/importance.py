@@ -13,6 +13,7 @@ from lstm_monitor.effects.singles import singles
 from lstm_monitor.heldout import Run, runs_of
 from lstm_monitor.layers import OWN_CODE, CustomLayer, Layers
 from lstm_monitor.outputs import Select
+from lstm_monitor.precision import doubled
 from lstm_monitor.ranking import GREEDY, MEASURED, OF_THE_NETWORK, RANDOM_SENSITIVITY, SENSITIVITY, UNCENTRED
 from lstm_monitor.recordings import HELD_OUT_STEPS
 from lstm_monitor.records import Importance, LayerKey, Snapshot
@@ -103,7 +104,7 @@ def _scores(  # as `_found`
 
 def greedy_scores(order: Tensor) -> Tensor:
     """Places as scores ``(H,)``: H for the first of an order ``(H,)``, 1 for the last."""
-    return len(order) - order.argsort().double()
+    return len(order) - doubled(order.argsort())
 
 
 def _without_data(

@@ -16,6 +16,7 @@ from lstm_monitor.kernels.facts import Played, Score, SineFacts, StepFacts, stac
 from lstm_monitor.kernels.memory import stimuli_at_once, with_less
 from lstm_monitor.metrics.measuring import flagged, shown_of
 from lstm_monitor.metrics.step import StepSummary
+from lstm_monitor.precision import doubled, product_type
 from lstm_monitor.reasons import Thresholds
 from lstm_monitor.records import CellWeights, LayerWeights, Mode, Probe, Snapshot, Stimulus
 from lstm_monitor.responses import Rest, in_ways, settle, settle_cells, ways_of
@@ -89,7 +90,7 @@ def play_traces(case: Case, mode: Mode, thresholds: Thresholds) -> Heard:
     """Play to one layer in batches of 16 stimuli or fewer; the responses to one batch are in memory at a time."""
     rest, score = settle(case.snap, mode, thresholds), coded(case).score
     steps = max(len(score.steps), len(score.sines))
-    at_once = stimuli_at_once(score.steps.device, case.snap.hidden_size, steps, score.steps.dtype)
+    at_once = stimuli_at_once(score.steps.device, case.snap.hidden_size, steps, product_type(score.steps))
     return with_less(lambda count: _play_traces(case, mode, rest, thresholds, count), at_once)
 
 
@@ -181,9 +182,9 @@ def flagged_share(snap: Snapshot, steps: Sequence[Stimulus], rest: Rest, thresho
     signals = _signals(steps, snap.weights.like)
     hear = _hearing(snap, "coupled", directions.to(signals), rest)
     engine = engine_for(signals.device, signals.dtype)
-    at_once = stimuli_at_once(signals.device, snap.hidden_size, len(signals), signals.dtype)
+    at_once = stimuli_at_once(signals.device, snap.hidden_size, len(signals), product_type(signals))
     parts = [
         engine.step_facts(hear(signals[:, part], way[part]), rest.hidden, thresholds)
         for part in (slice(start, start + at_once) for start in range(0, len(way), at_once))
     ]
-    return flagged(StepSummary(stacked_steps(parts), thresholds).reason).double().mean()
+    return doubled(flagged(StepSummary(stacked_steps(parts), thresholds).reason)).mean()

@@ -169,12 +169,10 @@ def freeze(layer: Layer) -> LayerWeights:
     """
     live = layer.weights()
     dtype = torch.float64 if live.weight_ih.dtype == torch.float64 else torch.float32
-    copies = {}
-    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
-        tensor: Tensor | None = getattr(live, name)
-        if tensor is not None:
-            _check_finite(layer, name, tensor)
-            copies[name] = tensor.detach().to(dtype, copy=True)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    given = {name: getattr(live, name).detach() for name in names if getattr(live, name) is not None}
+    _check_finite(layer, given)
+    copies = {name: tensor.to(dtype, copy=True) for name, tensor in given.items()}
     if "weight_hr" in copies:
         copies["weight_hh"] = copies["weight_hh"] @ copies["weight_hr"]
     return LayerWeights(live.kind, **copies)
@@ -194,15 +192,17 @@ def _own(layer: Layer, bare: LayerWeights | CellWeights | None) -> LayerWeights 
     return replace(bare, cell=mine.cell, step=mine.step)
 
 
-def _check_finite(layer: Layer, name: str, tensor: Tensor) -> None:
-    if isfinite(tensor.detach().sum()):  # so is every value; a sum may overflow
-        return
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad > 0:
-        raise ValueError(
-            f"{layer.key}: {bad} of {tensor.numel()} values of {name}{layer.suffix} are NaN or infinite; "
-            "the network has diverged, so its cells have no response"
-        )
+def _check_finite(layer: Layer, given: Mapping[str, Tensor]) -> None:
+    """One look at all of them: the host waits for a device that often."""
+    if isfinite(torch.stack([tensor.sum().float() for tensor in given.values()]).sum()):
+        return  # so is every value; a sum may overflow
+    for name, tensor in given.items():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad > 0:
+            raise ValueError(
+                f"{layer.key}: {bad} of {tensor.numel()} values of {name}{layer.suffix} are NaN or infinite; "
+                "the network has diverged, so its cells have no response"
+            )
 
 
 def _sequences(layer: Layer, weights: LayerWeights | CellWeights, recording: Recording) -> Sequences:
@@ -279,13 +279,13 @@ def _outputs(snap: Snapshot) -> Tensor:
 
 def operating_point(sequences: Sequences) -> OperatingPoint:
     """Mean ``(I,)`` and covariance ``(I, I)`` over the steps that count."""
-    samples = _that_count(sequences.inputs, sequences.mask)
-    if len(samples) == 0:
+    steps: list[int] = sequences.mask.sum(1).tolist()
+    if sum(steps) == 0:
         raise ValueError("mask (from mask= or lengths=) leaves no step of the held-out data to count")
+    samples = _that_count(sequences.inputs, sequences.mask, whole=sum(steps) == sequences.mask.numel())
     mean = samples.mean(0)
     centred = samples - mean
-    length = int(sequences.mask.sum(1).max())
-    return OperatingPoint(mean, centred.T @ centred / len(samples), length, "held_out")
+    return OperatingPoint(mean, centred.T @ centred / len(samples), max(steps), "held_out")
 
 
 def _default_point(weights: LayerWeights | CellWeights) -> OperatingPoint:
@@ -295,9 +295,9 @@ def _default_point(weights: LayerWeights | CellWeights) -> OperatingPoint:
 
 def _mean(hidden: Tensor, held_out: Sequences | None) -> Tensor:
     assert held_out is not None
-    return _that_count(hidden.transpose(0, 1), held_out.mask).mean(0)
+    return _that_count(hidden.transpose(0, 1), held_out.mask, whole=bool(held_out.mask.all())).mean(0)
 
 
-def _that_count(values: Tensor, mask: Tensor) -> Tensor:
-    """``(M, size)``: the steps of ``values (N, T, size)`` that count."""
-    return values.flatten(0, 1) if bool(mask.all()) else values[mask]
+def _that_count(values: Tensor, mask: Tensor, *, whole: bool) -> Tensor:
+    """``(M, size)``: the steps of ``values (N, T, size)`` that count, which may be the `whole` of them."""
+    return values.flatten(0, 1) if whole else values[mask]

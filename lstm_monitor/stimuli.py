@@ -58,9 +58,9 @@ def sinusoid(
             f"steps={steps} is too short a horizon for a period of {1 / frequency:g} steps: its second half must hold "
             f"one; give steps={2 * period} or more, or a higher frequency"
         )
-    t = torch.arange(steps, dtype=torch.float64, device=direction.device)
+    t = torch.arange(steps, dtype=torch.float64, device="cpu")  # some GPUs know no float64
     signal = amplitude * torch.sin(2 * math.pi * frequency * t)
-    return Stimulus(name or f"period {1 / frequency:g}", "sine", signal.to(direction.dtype), direction, frequency)
+    return Stimulus(name or f"period {1 / frequency:g}", "sine", signal.to(direction), direction, frequency)
 
 
 def _check_direction(direction: Tensor) -> None:
@@ -187,8 +187,8 @@ def random_bank(point: OperatingPoint, *, count: int = 48, steps: int | None = N
     starts = (length * _uniform(third, generator)).floor()
     steps_ = torch.where(time >= starts, 1.0, -1.0)
     one_way = torch.cat([sines, steps_])[..., None] * torch.randn(2 * third, 1, size, **drawn)
-    white = torch.cat([noise, one_way]).to(point.mean)
-    inputs = point.mean + white @ _square_root(point.covariance)
+    mean, covariance = point.mean.cpu(), point.covariance.cpu()
+    inputs = (mean + torch.cat([noise, one_way]).to(mean) @ _square_root(covariance)).to(point.mean)
     return Sequences(inputs, torch.ones_like(inputs[..., 0], dtype=torch.bool), source="random_bank")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lstm_monitor.distributions import finite, quantiles
 from lstm_monitor.layer_report import LayerReport
+from lstm_monitor.precision import doubled
 from lstm_monitor.records import LayerKey, _OneLine
 from lstm_monitor.report import Report
 
@@ -111,7 +112,7 @@ def components_for(hidden: Tensor, share: float = VARIANCE) -> float:
 
     NaN if nothing varies (a variance under 1e-12 per cell) or a value is not finite.
     """
-    states = hidden.detach().double()
+    states = doubled(hidden.detach())
     centred = states - states.mean(0)
     covariance = centred.T @ centred / max(len(states), 1)
     total = float(covariance.trace())

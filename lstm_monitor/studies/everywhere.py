@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_monitor.effects.outcomes import Outcome
 from lstm_monitor.effects.rig import Rig
+from lstm_monitor.precision import doubled
 from lstm_monitor.ranks import from_each, from_first, processes
 
 ALIKE = 1e-4
@@ -50,7 +51,7 @@ def check_same_everywhere(rig: Rig) -> None:
 
 def _sums(outcomes: Sequence[Outcome]) -> list[float]:
     """Of each run the score and its outputs' sizes."""
-    sizes = [math.fsum(float(rows.double().abs().sum()) for rows in outcome.outputs) for outcome in outcomes]
+    sizes = [math.fsum(float(doubled(rows).abs().sum()) for rows in outcome.outputs) for outcome in outcomes]
     return [*sizes, *(float(outcome.score.sum()) for outcome in outcomes)]
 
 
