@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+from lstm_monitor import checking, clock
+from lstm_monitor.aside import Aside
 from tests.cuda import interpreted, place
 
 interpreted.mend()
@@ -15,6 +17,15 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA is us
 def _all_done():
     yield
     place.wait()
+
+
+@pytest.fixture(autouse=True)
+def _beside_as_on_a_gpu(monkeypatch):
+    """In a dry run periodic checks are worked out in a thread too, only without a stream of its own."""
+    if place.DRY:
+        monkeypatch.setattr(checking, "_cuda_device", lambda model: torch.device("cuda"))
+        monkeypatch.setattr(checking, "Aside", lambda device: Aside())
+        monkeypatch.setattr(clock, "_synchronise", lambda device: None)
 
 
 @pytest.fixture
