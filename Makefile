@@ -5,7 +5,7 @@ READY := .venv/.ready
 PEERS := .venv/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-trainers lint bench bench-gpu rankings clean
+.PHONY: help demo test test-trainers lint bench gpu rankings clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -36,8 +36,8 @@ bench: $(PEERS)  ## measure the engines against the machine's limit, and what th
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/pruning.py
 
-bench-gpu: $(READY)  ## on a machine with a GPU: check the kernels against float64 and time them
-	$(BIN)/python benchmarks/gpu.py
+gpu:  ## on a machine with a GPU, under 8 minutes: is all of it right there, and how fast? PYTHON=, OUT=folder, DRY=1
+	PYTHONPATH=.:benchmarks $(PYTHON) -m gpu $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry-run)
 
 rankings: $(READY)  ## measure which rankings foretell ablation, half an hour; DATA=folder adds two tasks
 	$(BIN)/python benchmarks/rankings.py $(if $(DATA),--data $(DATA))

@@ -1,8 +1,9 @@
-"""Rules of the whole test run: a skipped test fails it; browser tests need a Chromium."""
+"""Rules of the whole test run: a skipped test fails it; browser tests need a Chromium, those of CUDA a GPU."""
 
 import os
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 
 import pytest
@@ -30,12 +31,26 @@ def chromium() -> str:
     return CHROMIUM
 
 
+@cache
+def has_cuda() -> bool:
+    """Whether there is a GPU, or a dry run of `make gpu`, which does without."""
+    import torch
+
+    return torch.cuda.is_available() or os.environ.get("LSTM_MONITOR_DRY") == "1"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the browser tests out where no Chromium is found."""
-    left_out = [] if CHROMIUM else [item for item in items if item.get_closest_marker("browser")]
+    """Leave the browser tests out where no Chromium is found, and those of CUDA where no GPU is."""
+    left_out = [item for item in items if _is_left_out(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("browser")]
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    if item.get_closest_marker("browser") and CHROMIUM is None:
+        return True
+    return item.get_closest_marker("cuda") is not None and not has_cuda()
 
 
 @pytest.hookimpl(trylast=True)
@@ -49,6 +64,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Say what was left out and why skipped tests failed the session."""
     if CHROMIUM is None:
         terminalreporter.write_line("No Chromium was found: the browser tests were left out.")
+    if not has_cuda():
+        terminalreporter.write_line("No GPU was found: the tests of tests/cuda were left out.")
     if skipped := _skipped(config):
         names = ", ".join(sorted({report.nodeid for report in skipped}))
         terminalreporter.write_line(f"A skipped test is an error here: {names}", red=True)

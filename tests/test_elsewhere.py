@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,8 +14,9 @@ from lstm_monitor.characterization import examine
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.records import Snapshot
 from lstm_monitor.core.terms import Mode
-from lstm_monitor.engines import choice, run
+from lstm_monitor.engines import batch_size, choice, run
 from lstm_monitor.engines.loop_engine import run_loop
+from lstm_monitor.monitor import check
 from lstm_monitor.responses.linear import frequency_response
 from tests.helpers.elsewhere import Elsewhere, There, moved, sent
 
@@ -84,9 +88,9 @@ class Net(nn.Module):
 
 
 def test_checks_and_the_ablation_of_a_network_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = lm.AblationCheck(rankings=["auto", "std_x_outgoing"], random_orders=1, points=3, seconds=None)
+    ablation = lm.AblationCheck(rankings=["auto", "std_x_outgoing"], random_orders=1, points=3, seconds=None)
     with Elsewhere(monkeypatch):
-        model, options = moved(Net()), {"budget": None, "horizon": 16, "on_error": "raise", "ablation": check}
+        model, options = moved(Net()), {"budget": None, "horizon": 16, "on_error": "raise", "ablation": ablation}
         with lm.LSTMMonitor(model, torch.randn(6, 12, 3), **options) as monitor:
             monitor.on_train_batch_end(0)
             monitor.on_epoch_end(0)
@@ -95,3 +99,90 @@ def test_checks_and_the_ablation_of_a_network_that_is_elsewhere(monkeypatch: pyt
     assert monitor.report.layers[0].ranking.name == "output_sensitivity"
     assert monitor.report.study is not None
     assert not monitor.report.study.notes
+
+
+class _Later:
+    """A job beside the training that is done when it is collected, so that what the hook itself does is seen alone."""
+
+    seconds = 0.0
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.job: Callable[[], Any] = lambda: None
+
+    def start(self, job: Callable[[], Any]) -> None:
+        self.job = job
+
+    def ready(self) -> bool:
+        return False
+
+    def collect(self) -> Any:
+        return self.job()
+
+
+def _training(held_out: Tensor) -> tuple[lm.MemorySink, list[int]]:
+    """Of a network that is elsewhere: its reports, and how often the host waited at each hook with a check."""
+    torch.manual_seed(1)
+    sink, waits, model = lm.MemorySink(), [], moved(nn.LSTM(1, 2, batch_first=True))
+    settings: dict[str, Any] = {"budget": None, "horizon": 16, "on_error": "raise", "every_n_steps": 1}
+    with lm.LSTMMonitor(model, There(held_out), sinks=[sink], **settings) as monitor:
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.data.mul_(1.01)
+            monitor.settle()
+            before = len(Elsewhere.waits)
+            monitor.on_train_batch_end(0)
+            waits.append(len(Elsewhere.waits) - before)
+    return sink, waits
+
+
+def test_periodic_checks_beside_a_training_round_nothing_and_hardly_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's default of TF32 in recurrent layers, which stays as it is."""
+    held_out = torch.randn(4, 12, 1)
+    with Elsewhere(monkeypatch):
+        direct, often = _training(held_out)
+        monkeypatch.setattr(check, "_cuda_device", lambda model: torch.device("cuda"))
+        monkeypatch.setattr(check, "Aside", _Later)
+        monkeypatch.setattr("lstm_monitor.monitor.budget._synchronise", lambda device: None)
+        late, rarely = _training(held_out)
+    assert max(rarely) <= 8 < min(often), "for the held-out data, weights, mask, ranking; never for a response"
+    assert [report.step for report in late.reports] == [0, 1, 2]
+    for mine, theirs in zip(late.reports, direct.reports, strict=True):
+        values, expected = mine.scalars(), theirs.scalars()
+        assert values.keys() == expected.keys()
+        for name in values.keys() - {"lstm_monitor/_run/cost"}:
+            assert values[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-4, nan_ok=True), name
+
+
+@pytest.mark.parametrize(("rank_by", "has_data"), [("auto", True), ("greedy", True), ("auto", False)])
+def test_where_there_is_no_float64_a_check_is_worked_out_on_the_host(
+    rank_by: str, has_data: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on Apple's GPUs; said once."""
+    batch_size._tell.cache_clear()
+    options: dict[str, Any] = {"budget": None, "horizon": 8, "on_error": "raise", "rank_by": rank_by}
+    if has_data:
+        ablation = lm.AblationCheck(rankings=["auto"], random_orders=1, points=2, seconds=None)
+        options |= {"held_out": torch.randn(3, 6, 1), "ablation": ablation}
+    with Elsewhere(monkeypatch, double=False):
+        monitor = lm.LSTMMonitor(moved(nn.LSTM(1, 2, batch_first=True)), **options)
+        monitor.on_train_begin()
+        monitor.on_epoch_end(0)
+        monitor.on_train_end()
+    assert monitor.report is not None
+    assert monitor.report.checks == 2
+    assert monitor.report.study is None or not monitor.report.study.notes
+    assert [line for line in caplog.messages if "has no float64; checks are worked out on the host" in line]
+    assert sum("float64" in line for line in caplog.messages) == 1
+
+
+def test_each_stage_can_be_used_where_there_is_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    (snap,) = lm.snapshot(nn.LSTM(2, 3, batch_first=True), torch.randn(3, 9, 2))
+    expected = lm.measure(lm.respond(snap, lm.default_stimuli(snap, 128), "alone"))
+    with Elsewhere(monkeypatch, double=False):
+        there = sent(snap)
+        found = lm.measure(lm.respond(there, lm.default_stimuli(there, 128), "alone"))
+        gates = lm.measure(lm.respond(there, there.held_out, record=["gates"]))
+        assert type(lm.frequency_response(there, [0.1])) is Tensor
+        assert "gates/tau_f" in gates
+        for name in ("step_alone/delta_response", "sine_alone/amplitude"):
+            torch.testing.assert_close(found[name].values.cpu(), expected[name].values, rtol=1e-4, atol=1e-5)

@@ -15,24 +15,25 @@ R = TypeVar("R")
 
 def to_host(record: R) -> R:
     """The same frozen record (or tuple of records) with every tensor on the CPU: one transfer for all of them."""
-    tensors = list({id(t): t for t in _tensors(record) if t.device.type != "cpu"}.values())
+    tensors = list({id(t): t for t in tensors_of(record) if t.device.type != "cpu"}.values())
     moved = dict(zip(map(id, tensors), _move(tensors), strict=True))
     result: R = _rebuild(record, moved)
     return result
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a record, or in a tuple, list or dict of them."""
     if isinstance(value, Tensor):
         yield value
     elif is_dataclass(value):
         for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
+            yield from tensors_of(getattr(value, field.name))
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_of(item)
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_of(item)
 
 
 def _move(tensors: list[Tensor]) -> list[Tensor]:

@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from lstm_monitor.core.precision import full_precision, own_precision
 
 
 @dataclass(eq=False)
@@ -101,7 +102,7 @@ def undisturbed(model: nn.Module | None = None) -> Iterator[None]:
             stack.enter_context(torch.autocast(device, enabled=False))
         if not getattr(_THREAD, "is_beside", False):
             stack.enter_context(random_states())
-            stack.enter_context(_full_precision())
+            stack.enter_context(full_precision())
         if model is not None:
             stack.enter_context(eval_mode(model))
             stack.enter_context(tensors_put_back(model))
@@ -109,22 +110,18 @@ def undisturbed(model: nn.Module | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def beside() -> Iterator[None]:
+def beside(*, exact: bool = True) -> Iterator[None]:
     """Inside, in a thread beside a training, `undisturbed` leaves alone what all threads share.
 
-    That is random states, which the training draws from meanwhile, and the precision of products: only what draws
-    nothing may run there, and only where `is_exact`.
+    That is random states, which the training draws from meanwhile, so only what draws nothing may run there; and the
+    switches of precision: where they are not `exact`, products have a precision of their own.
     """
     _THREAD.is_beside = True
     try:
-        yield
+        with contextlib.nullcontext() if exact else own_precision():
+            yield
     finally:
         _THREAD.is_beside = False
-
-
-def is_exact() -> bool:
-    """Whether the training itself has full float32 precision on CUDA: by default cuDNN's recurrent layers do not."""
-    return all(getattr(owner, name) in ("ieee", "none", False) for owner, name, _ in _precision()[:2])
 
 
 def _device_types(model: nn.Module | None) -> set[str]:
@@ -144,53 +141,6 @@ def random_states() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(legacy_numpy)
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 and no bfloat16 inside float32 products, by the switches that this torch has.
-
-    By the older ones first, inside and after: where they differ from the newer ones torch raises as soon as they are
-    read, which ``torch.backends.cudnn.flags`` in anybody's forward does.
-    """
-    switches = [*_older_precision(), *(_attribute(*switch) for switch in _precision() if switch[1] != "allow_tf32")]
-    before = [read() for read, _, _ in switches]
-    try:
-        for _, write, exact in switches:
-            write(exact)
-        yield
-    finally:
-        for (_, write, _), value in zip(switches, before, strict=True):
-            write(value)
-
-
-Switch = tuple[Callable[[], Any], Callable[[Any], object], object]
-"""How to read one, how to write it, and its value for full precision."""
-
-
-def _attribute(owner: Any, name: str, exact: object) -> Switch:
-    return partial(getattr, owner, name), partial(setattr, owner, name), exact
-
-
-def _older_precision() -> list[Switch]:
-    """The switches of every torch, where they can be read: not where the newer ones were already set otherwise."""
-    matmul = (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest")
-    readable: list[Switch] = []
-    for switch in (_attribute(torch.backends.cudnn, "allow_tf32", False), matmul):
-        with contextlib.suppress(RuntimeError):
-            switch[0]()
-            readable.append(switch)
-    return readable
-
-
-def _precision() -> list[tuple[Any, str, object]]:
-    """Where the precision of float32 products is set, by which name, and to what; those of CUDA first."""
-    backends: Any = torch.backends
-    if hasattr(backends.cudnn, "rnn"):  # torch 2.9 and later: mixing in the older switches can raise
-        cudnn, mkldnn = backends.cudnn, backends.mkldnn
-        new = (cudnn.rnn, backends.cuda.matmul, cudnn.conv, mkldnn.rnn, mkldnn.matmul)
-        return [(owner, "fp32_precision", "ieee") for owner in new]
-    return [(owner, "allow_tf32", False) for owner in (backends.cudnn, backends.cuda.matmul)]
 
 
 @contextlib.contextmanager

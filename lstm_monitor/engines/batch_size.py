@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 
 from lstm_monitor.core.guard import LOG
-from lstm_monitor.core.trees import to_host
+from lstm_monitor.core.precision import has_float64
+from lstm_monitor.core.trees import tensors_of, to_host
 from lstm_monitor.engines.fused import release_buffers
 
 R = TypeVar("R")
@@ -59,17 +60,20 @@ def with_less(simulate: Callable[[int], R], at_once: int) -> R:
 
 
 def or_on_host(compute: Callable[[T], R], record: T) -> R:
-    """``compute(record)``; where a GPU has no room for it that of the same record on the host, with one message.
+    """``compute(record)``; where a GPU has no room for it, or no float64, that of the same record on the host.
 
-    All tensors of the record and of what is returned are then on the host.
+    All tensors of the record and of what is returned are then on the host, and one message says so.
     """
+    if lacking := {str(tensor.device) for tensor in tensors_of(record) if not has_float64(tensor.device)}:
+        _tell(f"{', '.join(sorted(lacking))} has no float64; checks are worked out on the host")
+        return compute(to_host(record))
     try:
         return compute(record)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
     _give_back()
-    _tell()
+    _tell("the GPU has no memory left for a check; what does not fit is computed on the host")
     return compute(to_host(record))
 
 
@@ -85,5 +89,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @cache
-def _tell() -> None:
-    LOG.warning("lstm_monitor: the GPU has no memory left for a check; what does not fit is computed on the host")
+def _tell(words: str) -> None:
+    LOG.warning("lstm_monitor: %s", words)

@@ -11,6 +11,7 @@ from threading import get_ident
 import torch
 from torch import Tensor
 
+from lstm_monitor.core.precision import product_type
 from lstm_monitor.core.terms import GATES, Kind
 from lstm_monitor.core.weights import LayerWeights
 
@@ -29,6 +30,9 @@ def zero_state(weights: LayerWeights, count: int) -> State:
 
 def run_fused(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tensor, State]:
     """Run ``inputs (T, N, I)`` from ``state``; returns ``hidden (T, N, H)`` and the state at the end."""
+    if (wide := product_type(inputs)) != inputs.dtype:
+        hidden, last = run_fused(_in_type(weights, wide), inputs.to(wide), tuple(part.to(wide) for part in state))
+        return hidden.to(inputs), tuple(part.to(inputs) for part in last)
     op = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}[weights.kind]
     start = [part[None].contiguous() for part in state]
     with _one_piece(weights) as flat:
@@ -36,6 +40,11 @@ def run_fused(weights: LayerWeights, inputs: Tensor, state: State) -> tuple[Tens
             inputs, start if weights.kind == "lstm" else start[0], flat, True, 1, 0.0, False, False, False
         )  # type: ignore[operator]
     return hidden, tuple(part[0] for part in final)
+
+
+def _in_type(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+    given = (weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh)
+    return LayerWeights(weights.kind, *(part.to(dtype) for part in given))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from lstm_monitor.core.precision import doubled
 from lstm_monitor.core.records import Importance, Snapshot
 from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.undisturbed import undisturbed
@@ -105,7 +106,7 @@ def _scores(  # as `_found`
 
 def greedy_scores(order: Tensor) -> Tensor:
     """Places as scores ``(H,)``: H for the first of an order ``(H,)``, 1 for the last."""
-    return len(order) - order.argsort().double()
+    return len(order) - doubled(order.argsort())
 
 
 def _without_data(

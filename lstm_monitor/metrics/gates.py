@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.core.definitions import Thresholds
+from lstm_monitor.core.precision import doubled
 from lstm_monitor.metrics.activity import mean
 
 DEFAULT = Thresholds()
@@ -23,5 +24,6 @@ def tau_f(forget: Tensor, mask: Tensor) -> Tensor:
 
     NaN where the gate is 1 to the last digit at every step: the cell never forgets.
     """
-    closing = mean(1 - forget.double(), mask)  # in float32 a mean near 1 would be lost in rounding
-    return torch.where(closing > 0, -1 / torch.log1p(-closing), torch.nan).to(forget.dtype)
+    exact = doubled(forget)  # in float32 a mean near 1 would be lost in rounding
+    closing = mean(1 - exact, mask.to(exact.device))
+    return torch.where(closing > 0, -1 / torch.log1p(-closing), torch.nan).to(forget)

@@ -266,7 +266,7 @@ def cutoff_with_reason(
 ) -> tuple[Tensor, Tensor]:
     """`cutoff_frequency` before it is made NaN, with its reasons."""
     order = sorted(range(len(frequencies)), key=lambda k: float(frequencies[k]))
-    gains = gains[order]
+    gains = torch.stack([gains[k] for k in order])
     logs = torch.tensor([math.log(float(frequencies[k])) for k in order], dtype=gains.dtype, device=gains.device)
     goal = gains[0] / math.sqrt(2)
     below = gains[1:] < goal

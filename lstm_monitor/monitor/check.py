@@ -16,10 +16,11 @@ from lstm_monitor.characterization import examine
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.distributed import from_first, in_processes
 from lstm_monitor.core.guard import LOG, Guard
+from lstm_monitor.core.precision import is_exact
 from lstm_monitor.core.records import Probe, Snapshot
 from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.trees import to_host
-from lstm_monitor.core.undisturbed import beside, is_exact
+from lstm_monitor.core.undisturbed import beside
 from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines.fused import release_buffers
 from lstm_monitor.importance.scoring import assess
@@ -136,10 +137,10 @@ class Checking:
     def _defers(self, device: torch.device | None) -> bool:
         """Whether periodic checks are worked out beside the training.
 
-        Not on the CPU, where that slows the training; nor where the precision would have to be changed meanwhile; nor
-        where several processes do in one order what they do together.
+        Not on the CPU, where that slows the training; nor where several processes do in one order what they do
+        together.
         """
-        return device is not None and is_exact() and not in_processes()
+        return device is not None and not in_processes()
 
     def _take_snapshots(
         self,
@@ -160,9 +161,10 @@ class Checking:
         probes = self._memories.recall(taken.snaps)
         self._begun = (taken, aside)
         self.checked_at, self.last_step = taken.progress, taken.step
+        exact = is_exact()  # as the training has it; its switches stay as they are
 
         def job() -> _Results:
-            with beside():
+            with beside(exact=exact):
                 return examine(taken.snaps, probes, self.rank_by, self.thresholds, self.horizon)
 
         aside.start(job)

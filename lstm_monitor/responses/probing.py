@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.core.definitions import Thresholds
+from lstm_monitor.core.precision import doubled, product_type
 from lstm_monitor.core.records import Metric, Probe, Snapshot, Stimulus
 from lstm_monitor.core.terms import Mode
 from lstm_monitor.core.weights import CellWeights, LayerWeights
@@ -95,7 +96,7 @@ def simulate(case: Case, mode: Mode, thresholds: Thresholds) -> Simulated:
     """The responses of one layer, to 16 stimuli at a time or fewer; those to one batch are in memory at a time."""
     rest, signals = settle(case.snap, mode, thresholds), encoded(case).signals
     steps = max(len(signals.steps), len(signals.sines))
-    at_once = stimuli_at_once(signals.steps.device, case.snap.hidden_size, steps, signals.steps.dtype)
+    at_once = stimuli_at_once(signals.steps.device, case.snap.hidden_size, steps, product_type(signals.steps))
     return with_less(lambda count: _simulate(case, mode, rest, thresholds, count), at_once)
 
 
@@ -189,12 +190,12 @@ def flagged_share(snap: Snapshot, steps: Sequence[Stimulus], rest: Rest, thresho
     signals = _signals(steps, snap.weights.like)
     respond_to = _responder(snap, "coupled", directions.to(signals), rest)
     engine = engine_for(signals.device, signals.dtype)
-    at_once = stimuli_at_once(signals.device, snap.hidden_size, len(signals), signals.dtype)
+    at_once = stimuli_at_once(signals.device, snap.hidden_size, len(signals), product_type(signals))
     parts = [
         engine.step_facts(respond_to(signals[:, part], way[part]), rest.hidden, thresholds)
         for part in (slice(start, start + at_once) for start in range(0, len(way), at_once))
     ]
-    return flagged(StepSummary(stacked_steps(parts), thresholds).reason).double().mean()
+    return doubled(flagged(StepSummary(stacked_steps(parts), thresholds).reason)).mean()
 
 
 def measured(

@@ -59,9 +59,9 @@ def sinusoid(
             f"steps={steps} is too short a horizon for a period of {1 / frequency:g} steps: its second half must hold "
             f"one; give steps={2 * period} or more, or a higher frequency"
         )
-    t = torch.arange(steps, dtype=torch.float64, device=direction.device)
+    t = torch.arange(steps, dtype=torch.float64, device="cpu")  # some GPUs know no float64
     signal = amplitude * torch.sin(2 * math.pi * frequency * t)
-    return Stimulus(name or f"period {1 / frequency:g}", "sine", signal.to(direction.dtype), direction, frequency)
+    return Stimulus(name or f"period {1 / frequency:g}", "sine", signal.to(direction), direction, frequency)
 
 
 def _check_direction(direction: Tensor) -> None:

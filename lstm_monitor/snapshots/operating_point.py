@@ -14,13 +14,13 @@ from lstm_monitor.core.weights import CellWeights, LayerWeights
 
 def operating_point(sequences: Sequences) -> OperatingPoint:
     """Mean ``(I,)`` and covariance ``(I, I)`` over the steps that count."""
-    samples = _that_count(sequences.inputs, sequences.mask)
-    if len(samples) == 0:
+    steps: list[int] = sequences.mask.sum(1).tolist()
+    if sum(steps) == 0:
         raise ValueError("mask (from mask= or lengths=) leaves no step of the held-out data to count")
+    samples = _that_count(sequences.inputs, sequences.mask, whole=sum(steps) == sequences.mask.numel())
     mean = samples.mean(0)
     centred = samples - mean
-    length = int(sequences.mask.sum(1).max())
-    return OperatingPoint(mean, centred.T @ centred / len(samples), length, "held_out")
+    return OperatingPoint(mean, centred.T @ centred / len(samples), max(steps), "held_out")
 
 
 def default_point(weights: LayerWeights | CellWeights) -> OperatingPoint:
@@ -32,12 +32,12 @@ def default_point(weights: LayerWeights | CellWeights) -> OperatingPoint:
 def held_out_mean(hidden: Tensor, held_out: Sequences | None) -> Tensor:
     """The mean ``(H,)`` of ``hidden (T, N, H)`` over the held-out steps that count."""
     assert held_out is not None
-    return _that_count(hidden.transpose(0, 1), held_out.mask).mean(0)
+    return _that_count(hidden.transpose(0, 1), held_out.mask, whole=bool(held_out.mask.all())).mean(0)
 
 
-def _that_count(values: Tensor, mask: Tensor) -> Tensor:
-    """``(M, size)``: the steps of ``values (N, T, size)`` that count."""
-    return values.flatten(0, 1) if bool(mask.all()) else values[mask]
+def _that_count(values: Tensor, mask: Tensor, *, whole: bool) -> Tensor:
+    """``(M, size)``: the steps of ``values (N, T, size)`` that count, which may be the `whole` of them."""
+    return values.flatten(0, 1) if whole else values[mask]
 
 
 LEAST_HORIZON = 64
@@ -74,8 +74,8 @@ def random_bank(point: OperatingPoint, *, count: int = 48, steps: int | None = N
     starts = (length * _uniform(third, generator)).floor()
     steps_ = torch.where(time >= starts, 1.0, -1.0)
     one_way = torch.cat([sines, steps_])[..., None] * torch.randn(2 * third, 1, size, **drawn)
-    white = torch.cat([noise, one_way]).to(point.mean)
-    inputs = point.mean + white @ _square_root(point.covariance)
+    mean, covariance = point.mean.cpu(), point.covariance.cpu()
+    inputs = (mean + torch.cat([noise, one_way]).to(mean) @ _square_root(covariance)).to(point.mean)
     return Sequences(inputs, torch.ones_like(inputs[..., 0], dtype=torch.bool), source="random_bank")
 
 

@@ -174,12 +174,10 @@ def freeze(layer: Layer) -> LayerWeights:
     """
     live = layer.weights()
     dtype = torch.float64 if live.weight_ih.dtype == torch.float64 else torch.float32
-    copies = {}
-    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
-        tensor: Tensor | None = getattr(live, name)
-        if tensor is not None:
-            _check_finite(layer, name, tensor)
-            copies[name] = tensor.detach().to(dtype, copy=True)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    given = {name: getattr(live, name).detach() for name in names if getattr(live, name) is not None}
+    _check_finite(layer, given)
+    copies = {name: tensor.to(dtype, copy=True) for name, tensor in given.items()}
     if "weight_hr" in copies:
         copies["weight_hh"] = copies["weight_hh"] @ copies["weight_hr"]
     return LayerWeights(live.kind, **copies)
@@ -199,15 +197,17 @@ def _own(layer: Layer, bare: LayerWeights | CellWeights | None) -> LayerWeights 
     return replace(bare, cell=mine.cell, step=mine.step)
 
 
-def _check_finite(layer: Layer, name: str, tensor: Tensor) -> None:
-    if isfinite(tensor.detach().sum()):  # so is every value; a sum may overflow
-        return
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad > 0:
-        raise ValueError(
-            f"{layer.key}: {bad} of {tensor.numel()} values of {name}{layer.suffix} are NaN or infinite; "
-            "the network has diverged, so its cells have no response"
-        )
+def _check_finite(layer: Layer, given: Mapping[str, Tensor]) -> None:
+    """One look at all of them: the host waits for a device that often."""
+    if isfinite(torch.stack([tensor.sum().float() for tensor in given.values()]).sum()):
+        return  # so is every value; a sum may overflow
+    for name, tensor in given.items():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad > 0:
+            raise ValueError(
+                f"{layer.key}: {bad} of {tensor.numel()} values of {name}{layer.suffix} are NaN or infinite; "
+                "the network has diverged, so its cells have no response"
+            )
 
 
 def _sequences(layer: Layer, weights: LayerWeights | CellWeights, recording: Recording) -> Sequences:

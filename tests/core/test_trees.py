@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import lstm_monitor as lm
-from lstm_monitor.core.trees import _move, _rebuild, _tensors, to_host
+from lstm_monitor.core.trees import _move, _rebuild, tensors_of, to_host
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ def test_one_transfer_brings_a_record_to_the_host_unchanged() -> None:
 def test_every_tensor_of_a_record_is_found_and_replaced() -> None:
     a, b, c = (torch.full((2,), float(k)) for k in range(3))
     record = (Nested(a, (b, a), {"input": c}), [c])
-    assert [float(t[0]) for t in _tensors(record)] == [0, 1, 0, 2, 2]
+    assert [float(t[0]) for t in tensors_of(record)] == [0, 1, 0, 2, 2]
     nested, others = _rebuild(record, {id(t): t + 10 for t in (a, b, c)})
-    assert [float(t[0]) for t in _tensors((nested, others))] == [10, 11, 10, 12, 12]
+    assert [float(t[0]) for t in tensors_of((nested, others))] == [10, 11, 10, 12, 12]
     assert isinstance(others, list)
     assert nested.words == "x"
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from tests.helpers.traces import differences as differences
+from tests.helpers.traces import random_states as random_states
+from tests.helpers.traces import seed_all as seed_all
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 FEATURES, STEPS, CELLS, SEQUENCES = 3, 12, 6, 32
@@ -145,20 +147,6 @@ def modules(package: str) -> SimpleNamespace:
     return SimpleNamespace(**{kind.__name__[1:]: type(kind.__name__[1:], (kind, base), {}) for kind in kinds})
 
 
-def seed_all(seed: int = 0) -> None:
-    """Torch's, numpy's and Python's generators."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def random_states() -> dict[str, Any]:
-    """The state of every global generator."""
-    name, keys, *rest = np.random.get_state()
-    return {"torch": torch.get_rng_state(), "numpy": torch.tensor(keys.astype("int64")), "numpy place": [name, *rest],
-            "python": random.getstate()}  # fmt: skip
-
-
 def trace(runner: Any, module: nn.Module) -> dict[str, Any]:
     """All that a training leaves behind: weights, buffers, optimizers, generators, modes, hooks, counts."""
     return {
@@ -171,15 +159,3 @@ def trace(runner: Any, module: nn.Module) -> dict[str, Any]:
         "counts": [runner.global_step, runner.current_epoch],
         "val_loss": runner.callback_metrics.get("val_loss"),
     }
-
-
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two traces differ in any bit."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return [found for name in one for found in differences(one[name], other[name], f"{path}/{name}")]
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [found for i, pair in pairs for found in differences(*pair, f"{path}/{i}")]
-    return [] if type(one) is type(other) and one == other else [path]

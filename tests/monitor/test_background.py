@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import lstm_monitor as lm
-from lstm_monitor.core.undisturbed import beside, is_exact, undisturbed
+from lstm_monitor.core.precision import is_exact
+from lstm_monitor.core.undisturbed import beside, undisturbed
 from lstm_monitor.monitor import check as module
 from lstm_monitor.monitor.background import Aside
 from tests.helpers import trainings
@@ -86,7 +87,7 @@ def test_where_the_training_has_full_precision(
     monkeypatch: pytest.MonkeyPatch, recurrent: str | bool, products: str | bool, exact: bool
 ) -> None:
     owners = [(SimpleNamespace(name=value), "name", "ieee") for value in (recurrent, products)]
-    monkeypatch.setattr("lstm_monitor.core.undisturbed._precision", lambda: owners)
+    monkeypatch.setattr("lstm_monitor.core.precision._precision", lambda: owners)
     assert is_exact() == exact
 
 
@@ -95,10 +96,9 @@ def test_where_the_training_has_full_precision(
 
 @pytest.fixture
 def deferred(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Makes periodic checks go to a thread, which waits for the event."""
+    """Makes periodic checks go to a thread, which waits for the event; the training has TF32 on, as torch has it."""
     go, examine = threading.Event(), module.examine
     monkeypatch.setattr(module, "_cuda_device", lambda model: torch.device("cuda"))
-    monkeypatch.setattr(module, "is_exact", lambda: True)
     monkeypatch.setattr(module, "Aside", lambda device: Aside())
     monkeypatch.setattr("lstm_monitor.monitor.budget._synchronise", lambda device: None)
 
@@ -151,6 +151,16 @@ def test_the_same_reports_arrive_later(deferred: threading.Event) -> None:
     assert values(late) == values(direct)
     assert trainings.differences(model.state_dict(), alone.state_dict()) == []
     assert not [thread for thread in threading.enumerate() if thread.name == "lstm_monitor"]
+
+
+def test_in_several_processes_a_check_stays_at_the_hook(
+    deferred: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do in one order what they do together."""
+    monkeypatch.setattr(module, "in_processes", lambda: True)
+    seen: list[int] = []
+    training(lambda monitor, step: seen.append(monitor.checks), steps=4)
+    assert seen == [1, 2, 2, 3]
 
 
 def test_a_checkpoint_waits_for_the_check(deferred: threading.Event) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lstm_monitor.core.distributed import from_first, processes, shared
 from lstm_monitor.core.errors import choose
+from lstm_monitor.core.precision import doubled
 from lstm_monitor.core.terms import Better, LayerKey
 from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import Outcome, score_weights, weighted_mean
@@ -100,7 +101,7 @@ class _Bench:
         pairs = [(index, self.network.outcome(index, {self.key: removed})) for index in self.runs]
         row = _difference(pairs, self.network)
         if self.by == "output":
-            return row, float(row.double().square().sum())
+            return row, float(doubled(row).square().sum())
         return row, self.worse * _score(pairs, self.network)
 
 
@@ -250,8 +251,8 @@ def _candidates(known: _Known, remaining: Tensor, count: int) -> Tensor:
 
 def _price(known: _Known, cells: Tensor) -> float:
     """The slope of the harm over the change of the mean squared output, among some cells; at least 0."""
-    harm = known.harm[cells].double()
-    moved = (known.rows[cells].square().sum(1) + 2 * known.then[cells]).double()
+    harm = doubled(known.harm[cells])
+    moved = doubled(known.rows[cells].square().sum(1) + 2 * known.then[cells])
     use = harm.isfinite()
     harm, moved = harm[use] - harm[use].mean(), moved[use] - moved[use].mean()
     spread = float(moved @ moved)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lstm_monitor.core.precision import doubled
 from lstm_monitor.snapshots.outputs import by_sequence
 from lstm_monitor.snapshots.runs import Run
 
@@ -28,7 +29,7 @@ class Outcome:
 def output_change(now: Outcome, then: Outcome) -> Tensor:
     """Mean squared change per element of each sequence's output, ``(N,)``."""
     pairs = zip(now.outputs, then.outputs, strict=True)
-    changes = [(a.double() - b.double()).square().mean(1) for a, b in pairs]
+    changes = [(doubled(a) - doubled(b)).square().mean(1) for a, b in pairs]
     return torch.cat(changes).cpu() if changes else torch.empty(0)
 
 
@@ -52,7 +53,7 @@ def output_variance(outcomes: Sequence[Outcome]) -> float:
 
     With one sequence, the variance over the elements. NaN without outputs, or if nothing varies.
     """
-    rows = [rows.double() for outcome in outcomes for rows in outcome.outputs]
+    rows = [doubled(rows) for outcome in outcomes for rows in outcome.outputs]
     if not rows:
         return math.nan
     spread = [part.var(0, correction=0) if len(part) > 1 else part.var(correction=0).expand(1) for part in rows]
@@ -83,7 +84,7 @@ def as_score(value: Any) -> Tensor:
     """A score ``(N,)`` or ``(1,)`` as float64 on the host; TypeError if it is no number."""
     try:
         given = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-        return given.detach().reshape(-1).double().cpu()
+        return given.detach().reshape(-1).cpu().double()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"evaluate (or loss) returned {type(value).__name__}; it must return one number, or a tensor (N,) with one "

@@ -99,7 +99,7 @@ def race(
         return network.changes(index, {key: torch.tensor([cell])})[place]
 
     def measure(cells: Sequence[int], index: int) -> Tensor:
-        return sign * torch.stack(shared([partial(change, index, cell) for cell in cells])).double().cpu()
+        return sign * torch.stack(shared([partial(change, index, cell) for cell in cells])).cpu().double()
 
     size = network.parts[key].weights.hidden_size
     return race_on(measure, sizes, size, k, confidence=confidence, deadline=deadline, cheap=cheap)
@@ -137,7 +137,7 @@ def _check(sizes: Sequence[int], cells: int, k: int, confidence: float, cheap: T
 
 
 def _as_host(cheap: Tensor | None) -> Tensor | None:
-    return None if cheap is None else cheap.detach().double().cpu()
+    return None if cheap is None else cheap.detach().cpu().double()
 
 
 class _Field:

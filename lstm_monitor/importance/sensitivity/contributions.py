@@ -207,16 +207,18 @@ def complete(seen: Observed, rows: Mapping[LayerKey, Tensor]) -> dict[LayerKey, 
             f"the result does not depend on {seen.names}; give output=lambda result: ... that selects a tensor "
             "computed from them, or select the layers that matter with layers="
         )
-    for key, values in rows.items():
-        _check_finite(key, values)
+    _check_finite(rows)
     some = next(iter(rows.values()))
     nothing = {key: some.new_full((len(some), size), math.nan) for key, size in seen.sizes.items()}
     return {key: _of_all_cells(seen.parts[key], rows[key]) if key in rows else nothing[key] for key in seen.sizes}
 
 
-def _check_finite(key: LayerKey, values: Tensor) -> None:
-    bad = int((~torch.isfinite(values)).any(0).sum())
-    if bad:
+def _check_finite(rows: Mapping[LayerKey, Tensor]) -> None:
+    """One look at all layers: the host waits for a device that often."""
+    found = torch.stack([(~torch.isfinite(values)).any(0).sum() for values in rows.values()]).tolist()
+    for bad, (key, values) in zip(found, rows.items(), strict=True):
+        if not bad:
+            continue
         raise ValueError(
             f"{key}: what comes back to {bad} of {values.shape[-1]} cells is NaN or infinite; the network has "
             "diverged, or a function in it has no derivative where it is evaluated, such as sqrt at 0"

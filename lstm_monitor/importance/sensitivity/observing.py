@@ -127,7 +127,8 @@ def as_read(run: LayerRun, counted: Tensor) -> Tensor:
 
 def only_counted(values: Tensor, counted: Tensor) -> Tensor:
     """``values (T, N, h)`` with 0 at the steps that are not ``counted (T, N)``, whatever is there."""
-    return values if bool(counted.all()) else values.masked_fill(~counted[..., None], 0)
+    on_host = counted.device.type == "cpu"  # to look at those of a device would be to wait for it
+    return values if on_host and bool(counted.all()) else values.masked_fill(~counted[..., None], 0)
 
 
 def step_means(seen: Observed) -> Means:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_monitor.core.distributed import from_each, from_first, processes
+from lstm_monitor.core.precision import doubled
 from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import Outcome
 
@@ -50,7 +51,7 @@ def check_same_everywhere(network: Network) -> None:
 
 def _sums(outcomes: Sequence[Outcome]) -> list[float]:
     """Of each run the score and its outputs' sizes."""
-    sizes = [math.fsum(float(rows.double().abs().sum()) for rows in outcome.outputs) for outcome in outcomes]
+    sizes = [math.fsum(float(doubled(rows).abs().sum()) for rows in outcome.outputs) for outcome in outcomes]
     return [*sizes, *(float(outcome.score.sum()) for outcome in outcomes)]
 
 

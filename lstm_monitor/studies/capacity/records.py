@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lstm_monitor.core.precision import doubled
 from lstm_monitor.core.terms import Better, LayerKey, OneLine
 from lstm_monitor.metrics.distributions import finite, quantiles
 from lstm_monitor.report.layer_report import LayerReport
@@ -154,7 +155,7 @@ def components_for(hidden: Tensor, share: float = VARIANCE) -> float:
 
     NaN if nothing varies (a variance under 1e-12 per cell) or a value is not finite.
     """
-    states = hidden.detach().double()
+    states = doubled(hidden.detach())
     centred = states - states.mean(0)
     covariance = centred.T @ centred / max(len(states), 1)
     total = float(covariance.trace())
