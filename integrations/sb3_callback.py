@@ -74,7 +74,7 @@ class SB3LSTMMonitor(Hosted, BaseCallback):
         found = sequences_of(getattr(self.model, "rollout_buffer", None), monitor.held_out_steps)
         if found is not None:
             batch, mask = found
-            monitor.held_out, monitor.mask, monitor.forward = [batch], [mask], self.options.get("forward") or play
+            monitor.held_out, monitor.mask, monitor.forward = [batch], [mask], self.options.get("forward") or run_policy
 
 
 LONGEST = 128  # steps of a sequence
@@ -130,7 +130,7 @@ def sequences_of(buffer: Any, steps: int) -> tuple[Batch, Tensor] | None:
     return Batch(flat, _cut(buffer.actions, pieces, length), states, torch.zeros(mask.numel())), mask
 
 
-def play(policy: nn.Module, batch: Batch) -> Tensor:
+def run_policy(policy: nn.Module, batch: Batch) -> Tensor:
     """The value of each state and the log-probability of the action taken there, ``(N, T, 2)``."""
     from gymnasium.spaces import Discrete
 

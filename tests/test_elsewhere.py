@@ -141,7 +141,7 @@ def test_periodic_checks_beside_a_training_round_nothing_and_hardly_wait(monkeyp
     with Elsewhere(monkeypatch):
         direct, often = _training(held_out)
         monkeypatch.setattr(check, "_cuda_device", lambda model: torch.device("cuda"))
-        monkeypatch.setattr(check, "Aside", _Later)
+        monkeypatch.setattr(check, "BackgroundCheck", _Later)
         monkeypatch.setattr("lstm_monitor.monitor.budget._synchronise", lambda device: None)
         late, rarely = _training(held_out)
     assert max(rarely) <= 8 < min(often), "for the held-out data, weights, mask, ranking; never for a response"

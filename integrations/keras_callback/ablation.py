@@ -12,7 +12,7 @@ from torch import nn
 
 from lstm_monitor.core.terms import GATES
 from lstm_monitor.core.undisturbed import Change, changed, undisturbed
-from lstm_monitor.integrations.keras_callback.held_out import HeldOut
+from lstm_monitor.integrations.keras_callback.held_out import KerasData
 from lstm_monitor.integrations.keras_callback.mirror import KerasMirror, cells_of, weights_of
 from lstm_monitor.integrations.keras_callback.weights import Array, as_array, sealed, to_keras
 from lstm_monitor.layers.finding import find_layers
@@ -29,7 +29,7 @@ Pairs = Sequence[tuple[Any, Array]]
 def keras_study(  # what the monitor knows
     model: Any,
     check: AblationCheck,
-    held_out: HeldOut | None,
+    held_out: KerasData | None,
     *,
     layers: str | Sequence[str],
     rank_by: str,

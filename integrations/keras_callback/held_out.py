@@ -15,7 +15,7 @@ BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
+class KerasData:
     """Arrays as tensors, ``(N, ...)`` each, in the structure in which the model takes them; ``mask (N, T)`` if any."""
 
     tensors: tuple[Tensor, ...]
@@ -53,7 +53,7 @@ class HeldOut:
         return given, None if self.mask is None else [self.mask[part] for part in parts]
 
 
-def as_held_out(held_out: Any, lengths: Any = None, mask: Any = None) -> HeldOut | None:
+def as_held_out(held_out: Any, lengths: Any = None, mask: Any = None) -> KerasData | None:
     """The held-out data of a Keras model.
 
     Raises:
@@ -73,7 +73,7 @@ def as_held_out(held_out: Any, lengths: Any = None, mask: Any = None) -> HeldOut
             f"held_out has arrays of shapes {shapes or '(none)'}; give what the model takes as x, as many sequences in "
             "each array, and no targets"
         )
-    return HeldOut(tuple(tensors), structure, _mask(tensors, lengths, mask))
+    return KerasData(tuple(tensors), structure, _mask(tensors, lengths, mask))
 
 
 def _structure(value: Any, tensors: list[Tensor]) -> Any:

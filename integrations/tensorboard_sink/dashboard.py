@@ -102,7 +102,7 @@ with `ablation=True` also what is left of the performance while cells are remove
 | Text | this card, and with `ablation=True` at the end of the training which ranking of the cells could be trusted |
 | Distributions | all cells of a metric over the training; names ending in `cells_log10` show log10, so 1 is 10 steps |
 
-Every check plays steps and sines into a copy of each layer, around the inputs that the layer really receives; the \
+Every check simulates how a copy of each layer responds to steps and sines around the inputs that it receives; the \
 training is not touched. These metrics say how a cell behaves, not how much the network needs it. What is undefined \
 (a cell that never settles has no settling time) is left out of medians and counted.
 

@@ -22,7 +22,7 @@ COLUMNS = {"step": int, "layer": str, "cell": int, "rank": int, "score": float} 
 SHOWN = 100
 """Increments of a table that W&B shows; the paths of earlier ones stand in no row."""
 
-Cells = list[list[Any]]
+CellRows = list[list[Any]]
 
 
 class CellTable:
@@ -32,7 +32,7 @@ class CellTable:
         """No rows yet."""
         self._table = wandb.Table(list(COLUMNS), dtype=list(COLUMNS.values()), log_mode="INCREMENTAL")
 
-    def grown(self, rows: Cells) -> wandb.Table:
+    def grown(self, rows: CellRows) -> wandb.Table:
         """The table with the rows of one more check, of which there is at least one; earlier ones leave the memory."""
         table = self._table
         table._last_logged_idx = -1  # what is in memory now was not logged yet
@@ -42,7 +42,7 @@ class CellTable:
         return table
 
 
-def cell_rows(report: Report) -> Cells:
+def cell_rows(report: Report) -> CellRows:
     """The cells of all layers, with the columns `COLUMNS`; None is undefined."""
     return [row for layer in report.layers for row in _layer_rows(layer, report.step or 0)]
 

@@ -37,7 +37,7 @@ class LoneCells:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoneWeights(LayerWeights):
-    """A layer of cells that do not hear each other: ``weight_hh (G*H, 1)`` holds each cell's own recurrence."""
+    """A layer of cells that are each alone: ``weight_hh (G*H, 1)`` holds each cell's own recurrence."""
 
     @property
     def hidden_size(self) -> int:
@@ -71,13 +71,13 @@ def cells_of(weights: LayerWeights, hidden_mean: Tensor, mean: Tensor, direction
 
 def cells_in_layer(weights: LayerWeights) -> LoneCells:
     """The cells of a layer, each feature a direction."""
-    own, drive, given, heard = (
+    own, drive, given, recurrent = (
         tensor.unflatten(-1, (-1, weights.hidden_size)).contiguous()
         for tensor in (weights.weight_hh[:, 0], weights.weight_ih.T, weights.bias_ih, weights.bias_hh)
     )
     if weights.kind != "gru":
-        return LoneCells(weights.kind, own, given + heard, None, drive)
-    return LoneCells(weights.kind, own, torch.cat([given[:2] + heard[:2], given[2:]]), heard[2], drive)
+        return LoneCells(weights.kind, own, given + recurrent, None, drive)
+    return LoneCells(weights.kind, own, torch.cat([given[:2] + recurrent[:2], given[2:]]), recurrent[2], drive)
 
 
 def cells_in(cells: LoneCells, part: slice) -> LoneCells:

@@ -126,14 +126,15 @@ class _Hook(partial[None]):
 
 
 class InnerHandle(RemovableHandle):
-    """A forward hook on the inner call of a module, told ``hear(args, kwargs, output)`` of each call; `hang` hangs it.
+    """A forward hook on a module's inner call, which tells ``observe(args, kwargs, output)`` of each; `hang` hangs it.
 
-    Compiled code is as it would be without: a sequence is run eagerly in its middle and is heard, a cell is not.
+    Compiled code is as it would be without: a sequence is run eagerly in its middle and is observed, a cell is not.
     """
 
-    def __init__(self, module: nn.Module, hear: Callable[..., None]) -> None:
+    def __init__(self, module: nn.Module, observe: Callable[..., None]) -> None:
         """Not there yet."""
-        self.module, self.hook = module, _Hook(_aside(hear) if _runs_eagerly(module) else _unless_compiled(hear))
+        watch = _outside_of_graphs if _runs_eagerly(module) else _unless_compiled
+        self.module, self.hook = module, _Hook(watch(observe))
 
     def hang(self) -> None:
         """The hook on."""
@@ -154,17 +155,17 @@ def _runs_eagerly(module: nn.Module) -> bool:
     return compiler is not None and isinstance(module, nn.RNNBase) and not getattr(compiler.config, "allow_rnn", False)
 
 
-def _aside(hear: Callable[..., None]) -> Callable[..., None]:
+def _outside_of_graphs(observe: Callable[..., None]) -> Callable[..., None]:
     """A hook that the compiler does not look into."""
-    aside: Callable[..., None] = torch.compiler.disable(lambda _, args, kwargs, output: hear(args, kwargs, output))
-    return aside
+    outside: Callable[..., None] = torch.compiler.disable(lambda _, args, kwargs, output: observe(args, kwargs, output))
+    return outside
 
 
-def _unless_compiled(hear: Callable[..., None]) -> Callable[..., None]:
+def _unless_compiled(observe: Callable[..., None]) -> Callable[..., None]:
     """A hook of which nothing is left in compiled code: a break there can be an error, or change the results."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not torch.compiler.is_compiling():
-            hear(args, kwargs, output)
+            observe(args, kwargs, output)
 
     return hook

@@ -15,7 +15,7 @@ import torch
 R = TypeVar("R")
 
 
-class Aside(Generic[R]):
+class BackgroundCheck(Generic[R]):
     """Runs one job, from `start` to `collect`; what it raises is raised there.
 
     On a CUDA device it sees what was asked for before it began, and its results are ready when its thread has ended, so

@@ -25,10 +25,10 @@ from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines.fused import release_buffers
 from lstm_monitor.importance.scoring import assess
 from lstm_monitor.layers.finding import find_layers
-from lstm_monitor.monitor.background import Aside
+from lstm_monitor.monitor.background import BackgroundCheck
 from lstm_monitor.monitor.budget import Clock, Governor
 from lstm_monitor.monitor.distributed import Sharing, first_snapshots
-from lstm_monitor.monitor.sinks import Outlets
+from lstm_monitor.monitor.sinks import MonitorSinks
 from lstm_monitor.monitor.state import Memories
 from lstm_monitor.report.ablation.result import Study
 from lstm_monitor.report.ablation.verdict import trust_sentence
@@ -76,7 +76,7 @@ class Checking:
     guard: Guard
     governor: Governor
     sharing: Sharing
-    outlets: Outlets
+    monitor_sinks: MonitorSinks
     clock: Clock
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Checking:
         self.last_step: int | None = None
         self.hand_on: Callable[[Report], object] | None = None  # an adapter's, after the sinks
         self._is_periodic = False
-        self._begun: tuple[_Taken, Aside[_Results]] | None = None
+        self._begun: tuple[_Taken, BackgroundCheck[_Results]] | None = None
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -128,7 +128,7 @@ class Checking:
             with self.sharing.block():
                 taken = self._take_snapshots(step, epoch, recordings, runs, extra_sinks)
                 if is_deferred and all(isinstance(snap.weights, LayerWeights) for snap in taken.snaps):
-                    self._begin(taken, Aside(device))
+                    self._begin(taken, BackgroundCheck(device))
                     return None
                 results = self._examined(taken)
             self._report(taken, results)
@@ -151,15 +151,15 @@ class Checking:
         extra_sinks: Sequence[Sink],
     ) -> _Taken:
         """All that a check needs of the model and of this moment."""
-        sinks = tuple(self.outlets.all(extra_sinks)) if self.sharing.writes else ()
+        sinks = tuple(self.monitor_sinks.all(extra_sinks)) if self.sharing.writes else ()
         snaps, skipped = self.snapshots(recordings, runs)
         cost = from_first(self.clock.cost)
         return _Taken(snaps, skipped, step, epoch, self.progress, self.checked_at != self.progress, sinks, cost)
 
-    def _begin(self, taken: _Taken, aside: Aside[_Results]) -> None:
+    def _begin(self, taken: _Taken, background: BackgroundCheck[_Results]) -> None:
         """Have a check worked out beside the training; a later hook hands it on."""
         probes = self._memories.recall(taken.snaps)
-        self._begun = (taken, aside)
+        self._begun = (taken, background)
         self.checked_at, self.last_step = taken.progress, taken.step
         exact = is_exact()  # as the training has it; its switches stay as they are
 
@@ -167,7 +167,7 @@ class Checking:
             with beside(exact=exact):
                 return examine(taken.snaps, probes, self.rank_by, self.thresholds, self.horizon)
 
-        aside.start(job)
+        background.start(job)
 
     def settle(self, *, wait: bool = True) -> None:
         """Hand on the check that is worked out beside the training, if one is; `wait` for it, or leave it till later.
@@ -176,10 +176,10 @@ class Checking:
         """
         if self._begun is None or not (wait or self._begun[1].ready()):
             return
-        (taken, aside), self._begun = self._begun, None
+        (taken, background), self._begun = self._begun, None
         with self.guard.protect("A check"), self.clock.continued():
-            results = aside.collect()
-            self.clock.beside(aside.seconds)
+            results = background.collect()
+            self.clock.beside(background.seconds)
             if not self.guard.idle:
                 self._report(taken, results)
         self._handed_on()
@@ -241,7 +241,7 @@ class Checking:
         if self.sharing.writes:
             for layer in study.layers:
                 LOG.info("lstm_monitor: %s", trust_sentence(layer))
-            self.outlets.write(replace(self.report, layers=(), alarms=()), self.outlets.all(extra_sinks))
+            self.monitor_sinks.write(replace(self.report, layers=(), alarms=()), self.monitor_sinks.all(extra_sinks))
 
     def _known_model(self) -> nn.Module:
         if self.model is None:
@@ -294,7 +294,7 @@ class Checking:
 
     def _write(self, report: Report, sinks: Sequence[Sink]) -> None:
         with self.clock.writing(lambda: sum(getattr(sink, "drawing", 0.0) for sink in sinks)):
-            self.outlets.write(report, sinks)
+            self.monitor_sinks.write(report, sinks)
         self.governor.checked(self.clock, steps=self.steps, epochs=self.epochs)
 
     def _tell_new(self, report: Report) -> None:
@@ -312,7 +312,7 @@ class Checking:
         release_buffers()
         with self.guard.protect("Closing the sinks"):
             if self.sharing.writes:
-                self.outlets.close(extra_sinks)
+                self.monitor_sinks.close(extra_sinks)
 
 
 def _at_their_points(snaps: Sequence[Snapshot], results: Sequence[tuple[LayerReport, Probe]]) -> tuple[Snapshot, ...]:

@@ -18,7 +18,7 @@ from lstm_monitor.monitor.budget import BUDGET, Clock, Governor
 from lstm_monitor.monitor.check import Checking
 from lstm_monitor.monitor.distributed import Sharing
 from lstm_monitor.monitor.schedule import Schedule, as_schedule
-from lstm_monitor.monitor.sinks import Outlets
+from lstm_monitor.monitor.sinks import MonitorSinks
 from lstm_monitor.monitor.state import Memories
 from lstm_monitor.report.report import Report
 from lstm_monitor.report.sinks import Sink, check_sinks
@@ -111,17 +111,17 @@ class LSTMMonitor(Checking):
         self.thresholds = thresholds or Thresholds()
         self.guard = Guard(on_error)
         self.sharing = Sharing(self.guard, asked=shared)
-        self.outlets = Outlets(sinks, history, self.guard)
+        self.monitor_sinks = MonitorSinks(sinks, history, self.guard)
         self.clock = Clock()
 
     @property
     def sinks(self) -> list[Sink]:
         """The sinks that were given; one may be added before the training."""
-        return self.outlets.sinks
+        return self.monitor_sinks.sinks
 
     @sinks.setter
     def sinks(self, sinks: Sequence[Sink]) -> None:
-        self.outlets.sinks = check_sinks(sinks)
+        self.monitor_sinks.sinks = check_sinks(sinks)
 
     # Keras-style hooks
 
@@ -224,14 +224,14 @@ class LSTMMonitor(Checking):
         """Plain values and tensors: what is remembered of each layer, counts, and cost."""
         self.settle()
         counts = {name: getattr(self, name) for name in _COUNTS}
-        kept = {"clock": self.clock.plain(), "history": self.outlets.place}
+        kept = {"clock": self.clock.plain(), "history": self.monitor_sinks.place}
         return {"layers": self._memories.plain(), **counts, **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: same stimuli, first and previous ranking, counts and cost."""
         self.settle()
         self._memories = Memories(state["layers"])
-        self.outlets.go_on_from(state.get("history"))
+        self.monitor_sinks.go_on_from(state.get("history"))
         vars(self).update({name: state[name] for name in _COUNTS})
         running, self.clock = self.clock.running, Clock.restored(state["clock"])
         if running:

@@ -15,7 +15,7 @@ from lstm_monitor.report.report import Report
 from lstm_monitor.report.sinks import FanOut, Sink, check_sinks
 
 
-class Outlets:
+class MonitorSinks:
     """The sinks of a monitor. A trainer's loggers come as `extra` with each call: they are known in a training only."""
 
     def __init__(self, sinks: Sequence[Sink], history: bool | str | os.PathLike[str] | None, guard: Guard) -> None:

@@ -44,7 +44,7 @@ class Recorder:
         """Record these modules once attached; nothing is attached yet. With `keep_outputs` what they return as well."""
         self.modules = list(modules)
         self.max_steps, self.keep_outputs = max_steps, keep_outputs
-        self._runs: dict[nn.Module, list[RecordedCall]] = {module: [] for module in self.modules}
+        self._calls: dict[nn.Module, list[RecordedCall]] = {module: [] for module in self.modules}
         self._new: dict[nn.Module, list[RecordedCall]] = {}
         self._error: Exception | None = None
 
@@ -70,20 +70,20 @@ class Recorder:
         return [*handles]
 
     def _handles(self) -> list[InnerHandle]:
-        """A hook for each module that has not been heard enough, on the call of torch's own forward; not there yet."""
+        """A hook for each module not observed enough yet, on the call of torch's own forward; not there yet."""
         wanting = [module for module in self.modules if self._room(module) > 0]
-        return [InnerHandle(module, self._hearing(module)) for module in wanting]
+        return [InnerHandle(module, self._observer(module)) for module in wanting]
 
-    def _hearing(self, module: nn.Module) -> Callable[..., None]:
+    def _observer(self, module: nn.Module) -> Callable[..., None]:
         registration = registration_of(module)
-        own = self._hook if registration is None else partial(self._hear_custom, registration)
+        own = self._hook if registration is None else partial(self._observe_registered, registration)
         return partial(own, module)
 
     def detach(self, handles: Iterable[RemovableHandle], mask: Tensor | None = None) -> None:
         """End the forward pass: hooks off, what was received kept."""
         _remove(handles)
-        for module, runs in self._new.items():
-            self._runs[module].extend(masked(run, mask) for run in runs)
+        for module, calls in self._new.items():
+            self._calls[module].extend(masked(call, mask) for call in calls)
         self._new = {}
 
     def full(self) -> bool:
@@ -99,40 +99,40 @@ class Recorder:
         """
         if self._error is not None:
             raise self._error
-        return {module: joined(runs) for module, runs in self._runs.items() if runs}
+        return {module: joined(calls) for module, calls in self._calls.items() if calls}
 
     def _room(self, module: nn.Module) -> int:
-        runs = [*self._runs[module], *self._new.get(module, ())]
-        return self.max_steps - sum(run.count * run.steps for run in runs)
+        calls = [*self._calls[module], *self._new.get(module, ())]
+        return self.max_steps - sum(call.count * call.steps for call in calls)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         values = (*args, *(kwargs[name] for name in ("input", "hx") if name in kwargs))
         with torch.inference_mode(False), torch.no_grad():
-            run = _as_run(module, values[0], values[1] if len(values) > 1 else None, output)
+            call = _as_call(module, values[0], values[1] if len(values) > 1 else None, output)
             if self.keep_outputs:
-                run.returned = _returned(module, run, output)
-            self._add(module, run)
+                call.returned = _returned(module, call, output)
+            self._add(module, call)
 
-    def _hear_custom(
+    def _observe_registered(
         self, registration: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         """A user's function that fails is told of by `recordings`, not in the middle of the forward pass."""
         with torch.inference_mode(False), torch.no_grad():
             try:
-                self._add(module, _as_custom_run(registration, module, args, kwargs, output))
+                self._add(module, _as_registered_call(registration, module, args, kwargs, output))
             except Exception as error:
                 self._error = self._error or error
 
-    def _add(self, module: nn.Module, run: RecordedCall) -> None:
-        runs = self._new[module]
-        if runs and continues(runs[-1], run):
-            append(runs[-1], run, self.max_steps)
+    def _add(self, module: nn.Module, call: RecordedCall) -> None:
+        calls = self._new[module]
+        if calls and continues(calls[-1], call):
+            append(calls[-1], call, self.max_steps)
         elif (room := self._room(module)) > 0:
-            run.count = min(run.count, max(room // run.steps, LEAST_SEQUENCES))
-            run.pieces = [piece[: run.count].clone() for piece in run.pieces]
-            run.returned = [piece[: run.count].clone() for piece in run.returned]
-            run.state, run.final = copied(run.state, run.count), copied(run.final, run.count)
-            runs.append(run)
+            call.count = min(call.count, max(room // call.steps, LEAST_SEQUENCES))
+            call.pieces = [piece[: call.count].clone() for piece in call.pieces]
+            call.returned = [piece[: call.count].clone() for piece in call.returned]
+            call.state, call.final = copied(call.state, call.count), copied(call.final, call.count)
+            calls.append(call)
 
 
 class GuardedRecorder(Recorder):
@@ -143,9 +143,9 @@ class GuardedRecorder(Recorder):
         super().__init__(modules, max_steps)
         self.guard = guard
 
-    def _hook(self, *call: Any) -> None:
+    def _hook(self, *given: Any) -> None:
         with self.guard.protect("Recording held-out inputs"):
-            super()._hook(*call)
+            super()._hook(*given)
 
 
 def _remove(handles: Iterable[RemovableHandle]) -> None:
@@ -155,7 +155,7 @@ def _remove(handles: Iterable[RemovableHandle]) -> None:
             stack.callback(handle.remove)
 
 
-def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output: Any) -> RecordedCall:
+def _as_call(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output: Any) -> RecordedCall:
     state = _batched(hx, module)
     lengths = None
     if isinstance(inputs, PackedSequence):
@@ -171,12 +171,12 @@ def _as_run(module: nn.Module, inputs: Tensor | PackedSequence, hx: Any, output:
     return RecordedCall([kept], kept.shape[1], lengths, state, final, inputs.shape[0], called)
 
 
-def _returned(module: nn.Module, run: RecordedCall, output: Any) -> list[Tensor]:
+def _returned(module: nn.Module, call: RecordedCall, output: Any) -> list[Tensor]:
     """What a sequence module of torch returned ``(N, T, W)``, if its own weights and nothing else made it.
 
     Not of what reads backwards where sequences were cut, or may go on in the next call: their ends are then others.
     """
-    if not isinstance(module, nn.RNNBase) or not _is_plain(module) or (module.bidirectional and run.state):
+    if not isinstance(module, nn.RNNBase) or not _is_plain(module) or (module.bidirectional and call.state):
         return []
     outputs = output[0]
     if isinstance(outputs, PackedSequence):
@@ -185,7 +185,7 @@ def _returned(module: nn.Module, run: RecordedCall, output: Any) -> list[Tensor]
         outputs = outputs[None]
     elif not module.batch_first:
         outputs = outputs.transpose(0, 1)
-    return [] if module.bidirectional and outputs.shape[1] != run.steps else [outputs.detach()[:, : run.steps]]
+    return [] if module.bidirectional and outputs.shape[1] != call.steps else [outputs.detach()[:, : call.steps]]
 
 
 def _is_plain(module: nn.RNNBase) -> bool:
@@ -195,16 +195,16 @@ def _is_plain(module: nn.RNNBase) -> bool:
     return own_weights and not dropping and len(inner_now(module)._forward_hooks) == 1
 
 
-def _as_custom_run(
+def _as_registered_call(
     registration: Registration, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> RecordedCall:
-    call = received(registration, module, args, kwargs, output)
-    kept, called = call.inputs.detach()[:, :MAX_STEPS], (call.inputs.shape[0], call.inputs.shape[1])
-    state, final = (tuple(part.detach() for part in parts) for parts in (call.state, call.final))
-    run = RecordedCall([kept], kept.shape[1], call.lengths, state, final, called[0], called)
-    if call.outputs is not None:
-        run.outputs = [call.outputs.detach()[:LEAST_SEQUENCES, :MAX_STEPS].clone()]
-    return run
+    got = received(registration, module, args, kwargs, output)
+    kept, called = got.inputs.detach()[:, :MAX_STEPS], (got.inputs.shape[0], got.inputs.shape[1])
+    state, final = (tuple(part.detach() for part in parts) for parts in (got.state, got.final))
+    call = RecordedCall([kept], kept.shape[1], got.lengths, state, final, called[0], called)
+    if got.outputs is not None:
+        call.outputs = [got.outputs.detach()[:LEAST_SEQUENCES, :MAX_STEPS].clone()]
+    return call
 
 
 def _batched(hx: Any, module: nn.Module) -> tuple[Tensor, ...]:

@@ -59,79 +59,79 @@ def copied(states: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
     return tuple(state[:, :count].clone() for state in states)
 
 
-def continues(before: RecordedCall, run: RecordedCall) -> bool:
+def continues(before: RecordedCall, call: RecordedCall) -> bool:
     """Whether a call carries on the state of the one before."""
-    if not run.state or before.lengths is not None or run.lengths is not None:
+    if not call.state or before.lengths is not None or call.lengths is not None:
         return False
     count = before.count
     return all(
         now.shape[1] >= count and any(torch.equal(now[:, :count], then[:, :count]) for then in before.final)
-        for now in run.state
+        for now in call.state
     )
 
 
-def append(before: RecordedCall, run: RecordedCall, max_steps: int) -> None:
+def append(before: RecordedCall, call: RecordedCall, max_steps: int) -> None:
     """Join a call that carries the state on; of a growing sequence fewer rows are kept."""
-    piece = run.pieces[0][: before.count, : MAX_STEPS - before.steps].to(before.pieces[0], copy=True)
+    piece = call.pieces[0][: before.count, : MAX_STEPS - before.steps].to(before.pieces[0], copy=True)
     before.pieces.append(piece)
-    before.outputs += [part[:, : piece.shape[1]] for part in run.outputs]
-    before.returned += [part[: before.count, : piece.shape[1]].clone() for part in run.returned]
+    before.outputs += [part[:, : piece.shape[1]] for part in call.outputs]
+    before.returned += [part[: before.count, : piece.shape[1]].clone() for part in call.returned]
     before.steps += piece.shape[1]
-    before.final = copied(run.final, before.count)
-    before.called = (before.called[0], before.called[1] + run.called[1])
+    before.final = copied(call.final, before.count)
+    before.called = (before.called[0], before.called[1] + call.called[1])
     before.count = min(before.count, max(max_steps // before.steps, LEAST_SEQUENCES))
 
 
-def masked(run: RecordedCall, mask: Tensor | None) -> RecordedCall:
+def masked(call: RecordedCall, mask: Tensor | None) -> RecordedCall:
     """The call with the steps of `mask` that count; ValueError where it is for another shape."""
     if mask is not None:
-        if tuple(mask.shape) != run.called:
+        if tuple(mask.shape) != call.called:
             raise ValueError(
-                f"mask (from mask= or lengths=) has shape {tuple(mask.shape)}, but a layer received {run.called[0]} "
-                f"sequences of {run.called[1]} steps, so it is unknown which of them are padding; select the layers "
+                f"mask (from mask= or lengths=) has shape {tuple(mask.shape)}, but a layer received {call.called[0]} "
+                f"sequences of {call.called[1]} steps, so it is unknown which of them are padding; select the layers "
                 "that the mask is for with layers=, or give the model packed sequences"
             )
-        run.mask = mask[: run.count, : run.steps].to(run.pieces[0].device, torch.bool)
-    return run
+        call.mask = mask[: call.count, : call.steps].to(call.pieces[0].device, torch.bool)
+    return call
 
 
-def joined(runs: list[RecordedCall]) -> Recording:
+def joined(calls: list[RecordedCall]) -> Recording:
     """Calls as one recording, padded to the same number of steps."""
-    steps = max(run.steps for run in runs)
-    ragged = any(run.lengths is not None or run.steps != steps for run in runs)
-    lengths = torch.cat([_lengths(run) for run in runs])
+    steps = max(call.steps for call in calls)
+    ragged = any(call.lengths is not None or call.steps != steps for call in calls)
+    lengths = torch.cat([_lengths(call) for call in calls])
     valid = torch.arange(steps, device=lengths.device) < lengths[:, None]
-    masks = [_pad(valid.new_ones(run.count, run.steps) if run.mask is None else run.mask, steps) for run in runs]
+    masks = [_pad(valid.new_ones(call.count, call.steps) if call.mask is None else call.mask, steps) for call in calls]
     return Recording(
-        inputs=torch.cat([_pad(run.inputs, steps) for run in runs]),
+        inputs=torch.cat([_pad(call.inputs, steps) for call in calls]),
         mask=valid & torch.cat(masks),
         lengths=lengths if ragged else None,
-        h0=_join_states(runs, 0),
-        c0=_join_states(runs, 1),
-        outputs=_first_outputs(runs[0]),
-        returned=_all_returned(runs, steps),
+        h0=_join_states(calls, 0),
+        c0=_join_states(calls, 1),
+        outputs=_first_outputs(calls[0]),
+        returned=_all_returned(calls, steps),
     )
 
 
-def _all_returned(runs: list[RecordedCall], steps: int) -> Tensor | None:
+def _all_returned(calls: list[RecordedCall], steps: int) -> Tensor | None:
     """``(N, T, W)``: what the module returned for all that was kept of its calls; None where some is not known."""
-    if any(len(run.returned) != len(run.pieces) for run in runs):
+    if any(len(call.returned) != len(call.pieces) for call in calls):
         return None
-    joined = [torch.cat([piece[: run.count] for piece in run.returned], dim=1) for run in runs]
-    return torch.cat([_pad(values, steps) for values in joined])
+    whole = [torch.cat([piece[: call.count] for piece in call.returned], dim=1) for call in calls]
+    return torch.cat([_pad(values, steps) for values in whole])
 
 
-def _first_outputs(run: RecordedCall) -> Tensor | None:
+def _first_outputs(call: RecordedCall) -> Tensor | None:
     """What a registered module put out for the first sequences that were kept, if it did at every step."""
-    if len(run.outputs) != len(run.pieces):
+    if len(call.outputs) != len(call.pieces):
         return None
-    rows = min(len(part) for part in run.outputs)
-    return torch.cat([part[: min(rows, run.count)] for part in run.outputs], dim=1)
+    rows = min(len(part) for part in call.outputs)
+    return torch.cat([part[: min(rows, call.count)] for part in call.outputs], dim=1)
 
 
-def _lengths(run: RecordedCall) -> Tensor:
-    full = torch.full((run.count,), run.steps, device=run.pieces[0].device)
-    return full if run.lengths is None else run.lengths[: run.count].clamp(max=run.steps).to(full)
+def _lengths(call: RecordedCall) -> Tensor:
+    full = torch.full((call.count,), call.steps, device=call.pieces[0].device)
+    return full if call.lengths is None else call.lengths[: call.count].clamp(max=call.steps).to(full)
 
 
 def _pad(values: Tensor, steps: int) -> Tensor:
@@ -139,14 +139,14 @@ def _pad(values: Tensor, steps: int) -> Tensor:
     return torch.cat([values, missing], dim=1)
 
 
-def _join_states(runs: list[RecordedCall], which: int) -> Tensor | None:
-    given = next((run.state[which] for run in runs if len(run.state) > which), None)
+def _join_states(calls: list[RecordedCall], which: int) -> Tensor | None:
+    given = next((call.state[which] for call in calls if len(call.state) > which), None)
     if given is None:
         return None
     states = [
-        run.state[which][:, : run.count].to(given)
-        if len(run.state) > which
-        else given.new_zeros(given.shape[0], run.count, *given.shape[2:])
-        for run in runs
+        call.state[which][:, : call.count].to(given)
+        if len(call.state) > which
+        else given.new_zeros(given.shape[0], call.count, *given.shape[2:])
+        for call in calls
     ]
     return torch.cat(states, dim=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lstm_monitor.monitor import budget, check
-from lstm_monitor.monitor.background import Aside
+from lstm_monitor.monitor.background import BackgroundCheck
 from tests.cuda import interpreted, place
 
 interpreted.mend()
@@ -24,7 +24,7 @@ def _beside_as_on_a_gpu(monkeypatch):
     """In a dry run periodic checks are worked out in a thread too, only without a stream of its own."""
     if place.DRY:
         monkeypatch.setattr(check, "_cuda_device", lambda model: torch.device("cuda"))
-        monkeypatch.setattr(check, "Aside", lambda device: Aside())
+        monkeypatch.setattr(check, "BackgroundCheck", lambda device: BackgroundCheck())
         monkeypatch.setattr(budget, "_synchronise", lambda device: None)
 
 

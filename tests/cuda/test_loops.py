@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lstm_monitor as lm
-from lstm_monitor.monitor.background import Aside
+from lstm_monitor.monitor.background import BackgroundCheck
 from tests.cuda import models
 from tests.cuda.place import DEVICE, DRY, MARKS, seen, sized
 from tests.cuda.reports import distance, ranks_agree
@@ -25,13 +25,13 @@ CHECKS = 1 + STEPS // EVERY
 @pytest.fixture
 def begun(monkeypatch):
     """The checks that were begun beside a training."""
-    jobs, start = [], Aside.start
+    jobs, start = [], BackgroundCheck.start
 
     def counted(self, job):
         jobs.append(job)
         return start(self, job)
 
-    monkeypatch.setattr(Aside, "start", counted)
+    monkeypatch.setattr(BackgroundCheck, "start", counted)
     return jobs
 
 

@@ -93,7 +93,7 @@ PATCHED = (
     "snapshots.recorder.Recorder.detach",
     "snapshots.recorder.Recorder.full",
     "snapshots.recorder.Recorder.recordings",
-    "snapshots.recorder._as_run",
+    "snapshots.recorder._as_call",
     "snapshots.recorder.joined",
     "monitor.check.find_layers",
     "monitor.check.snapshot",

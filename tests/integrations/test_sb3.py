@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import lstm_monitor as lm
 from lstm_monitor.integrations import SB3LSTMMonitor
-from lstm_monitor.integrations.sb3_callback import LONGEST, play, sequences_of
+from lstm_monitor.integrations.sb3_callback import LONGEST, run_policy, sequences_of
 from tests.helpers.hosting import STRICT, Closing, places, quick, studies, warned_once
 from tests.helpers.trainings import differences, random_states, seed_all
 
@@ -102,7 +102,7 @@ def test_held_out_sequences_play_as_the_policy_did() -> None:
             buffer = model.rollout_buffer
             batch, mask = sequences_of(buffer, 10_000)
             with torch.no_grad():
-                seen.append((play(model.policy, batch), mask, buffer.values.copy(), buffer.log_probs.copy()))
+                seen.append((run_policy(model.policy, batch), mask, buffer.values.copy(), buffer.log_probs.copy()))
 
     model.learn(128, callback=Watching())
     for output, mask, values, chances in seen:

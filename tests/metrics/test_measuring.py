@@ -228,7 +228,7 @@ def test_bad_arguments_are_named() -> None:
         lm.measure()
 
 
-def heard(response: lm.Response, sines: list[lm.Stimulus]) -> ResponseFacts:
+def facts_of(response: lm.Response, sines: list[lm.Stimulus]) -> ResponseFacts:
     """The facts of a response whose last stimuli are the sines."""
     trace, count = response.hidden.permute(2, 0, 1), len(response.stimuli) - len(sines)
     frequencies = [float(sine.frequency) for sine in sines]
@@ -249,7 +249,7 @@ def test_layers_and_modes_in_one_pass_are_the_same_as_apart(snap: lm.Snapshot) -
         lm.respond(other, lm.default_stimuli(other, 128)),
     ]
     parts = [MeasuredCells(r.hidden.shape[1], "_alone" if r.mode == "alone" else "", *names) for r in responses]
-    together = measure_facts([heard(response, sines) for response in responses], parts, lm.Thresholds())
+    together = measure_facts([facts_of(response, sines) for response in responses], parts, lm.Thresholds())
     for response, items in zip(responses, together, strict=True):
         apart = lm.measure(response)
         assert [item.path for item in items] == list(apart.paths())

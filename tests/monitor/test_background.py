@@ -16,19 +16,19 @@ import lstm_monitor as lm
 from lstm_monitor.core.precision import is_exact
 from lstm_monitor.core.undisturbed import beside, undisturbed
 from lstm_monitor.monitor import check as module
-from lstm_monitor.monitor.background import Aside
+from lstm_monitor.monitor.background import BackgroundCheck
 from tests.helpers import trainings
 
 
 def test_a_job_runs_in_a_thread_that_ends() -> None:
     before = threading.active_count()
-    aside, go = Aside[str](), threading.Event()
-    aside.start(lambda: threading.current_thread().name if go.wait(9) else "nothing")
-    assert not aside.ready()
+    background, go = BackgroundCheck[str](), threading.Event()
+    background.start(lambda: threading.current_thread().name if go.wait(9) else "nothing")
+    assert not background.ready()
     go.set()
-    assert aside.collect() == "lstm_monitor"
-    assert aside.ready()
-    assert aside.seconds > 0
+    assert background.collect() == "lstm_monitor"
+    assert background.ready()
+    assert background.seconds > 0
     assert threading.active_count() == before
 
 
@@ -37,22 +37,22 @@ def test_what_a_job_raises_is_raised_where_it_is_collected(error: BaseException)
     def fail() -> None:
         raise error
 
-    aside = Aside[None]()
-    aside.start(fail)
+    background = BackgroundCheck[None]()
+    background.start(fail)
     with pytest.raises(type(error)) as raised:
-        aside.collect()
+        background.collect()
     assert raised.value is error
 
 
 def test_a_process_that_was_forked_meanwhile_has_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    aside, go = Aside[bool](), threading.Event()
-    aside.start(lambda: go.wait(9))
+    background, go = BackgroundCheck[bool](), threading.Event()
+    background.start(lambda: go.wait(9))
     with monkeypatch.context() as patched:
         patched.setattr(os, "getpid", lambda: 1)
         with pytest.raises(RuntimeError, match="stays in the process that began it"):
-            aside.collect()
+            background.collect()
     go.set()
-    assert aside.collect()
+    assert background.collect()
 
 
 def test_beside_a_training_what_all_threads_share_is_left_alone() -> None:
@@ -65,9 +65,9 @@ def test_beside_a_training_what_all_threads_share_is_left_alone() -> None:
 
     state, precision = torch.get_rng_state(), torch.backends.mkldnn.matmul.fp32_precision
     with torch.random.fork_rng():
-        aside = Aside[tuple[bool, bool]]()
-        aside.start(job)
-        assert aside.collect() == (False, True)
+        background = BackgroundCheck[tuple[bool, bool]]()
+        background.start(job)
+        assert background.collect() == (False, True)
         assert not torch.equal(torch.get_rng_state(), state)
     with undisturbed():
         assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
@@ -99,7 +99,7 @@ def deferred(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Makes periodic checks go to a thread, which waits for the event; the training has TF32 on, as torch has it."""
     go, examine = threading.Event(), module.examine
     monkeypatch.setattr(module, "_cuda_device", lambda model: torch.device("cuda"))
-    monkeypatch.setattr(module, "Aside", lambda device: Aside())
+    monkeypatch.setattr(module, "BackgroundCheck", lambda device: BackgroundCheck())
     monkeypatch.setattr("lstm_monitor.monitor.budget._synchronise", lambda device: None)
 
     def waiting(*args: Any) -> Any:

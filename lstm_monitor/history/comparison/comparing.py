@@ -44,10 +44,10 @@ class Recorded(Protocol):
         ...
 
 
-Run = str | os.PathLike[str] | Recorded | Sequence[Report]
+AnyRun = str | os.PathLike[str] | Recorded | Sequence[Report]
 
 
-def compare_runs(runs: Sequence[Run], names: Sequence[str] | None = None) -> RunComparison:
+def compare_runs(runs: Sequence[AnyRun], names: Sequence[str] | None = None) -> RunComparison:
     """Two or more runs side by side, layer by layer, the first one being what the others are compared with.
 
     Layers are compared by the distributions of their cells' metrics at the last checks, so that they may be of
@@ -78,7 +78,7 @@ def compare_runs(runs: Sequence[Run], names: Sequence[str] | None = None) -> Run
     return RunComparison(courses, names, layers, (*notes, *_run_notes(courses)))
 
 
-def open_run(run: Run) -> Recorded | Sequence[Report]:
+def open_run(run: AnyRun) -> Recorded | Sequence[Report]:
     """The history at a path; anything else as it is."""
     if not isinstance(run, str | os.PathLike):
         return run

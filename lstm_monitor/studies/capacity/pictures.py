@@ -196,8 +196,8 @@ def _summary(drawn: dict[int, Array], mean: bool) -> tuple[Array, Array, Array, 
 def _swarm(axes: Axes, drawn: dict[int, Array], colour: str, breadth: float) -> None:
     """Every cell as a faint dot, spread sideways in a fixed way so that they can be told apart."""
     for size, values in drawn.items():
-        aside = breadth * (np.modf(0.618034 * np.arange(1, len(values) + 1))[0] - 0.5)
-        axes.scatter(np.log2(size) + aside, np.sort(values), s=14, color=colour, alpha=0.28, lw=0)
+        offset = breadth * (np.modf(0.618034 * np.arange(1, len(values) + 1))[0] - 0.5)
+        axes.scatter(np.log2(size) + offset, np.sort(values), s=14, color=colour, alpha=0.28, lw=0)
 
 
 def _size_axis(axes: Axes, study: CapacityRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lstm_monitor.core.errors import unknown
 from lstm_monitor.core.terms import GATES, LayerKey
+from lstm_monitor.importance.removal.cells import Cells
 from lstm_monitor.layers.computed_weights import is_parameter
 from lstm_monitor.layers.finding import removable_layers
 from lstm_monitor.layers.layer import Layer, Layers
@@ -19,8 +20,6 @@ from lstm_monitor.layers.torch_modules import overrides_forward, weight_names
 from lstm_monitor.snapshots.held_out import Forward
 from lstm_monitor.studies.pruning.readers import thin_readers
 from lstm_monitor.studies.pruning.torch_layers import Kept, Split, ThinCell, ThinRecurrent, become, flatten
-
-Cells = Mapping[str, Sequence[int] | Tensor]
 
 
 def prune(model: nn.Module, keep: Cells, *, example: Any = None, forward: Forward | None = None) -> nn.Module:

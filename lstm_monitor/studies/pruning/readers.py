@@ -87,11 +87,13 @@ def _attempt(model: nn.Module, forms: Forms, example: Any, forward: Forward | No
     return thinner if same else None
 
 
-def _run(model: nn.Module, example: Any, forward: Forward | None, hear: Hear = lambda _, received: received) -> Run:
-    return run_listening(model, _readers(model), example, forward, hear)
+def _run(
+    model: nn.Module, example: Any, forward: Forward | None, observe: Observe = lambda _, received: received
+) -> TrialRun:
+    return run_observed(model, _readers(model), example, forward, observe)
 
 
-def _removed(model: nn.Module, forms: Forms, whole: Run, example: Any, forward: Forward | None) -> Removed:
+def _removed(model: nn.Module, forms: Forms, whole: TrialRun, example: Any, forward: Forward | None) -> Removed:
     """Which columns of which reader are its view of the removed cells: path -> mask over its features.
 
     Raises:
@@ -110,9 +112,9 @@ def _removed(model: nn.Module, forms: Forms, whole: Run, example: Any, forward: 
     def clear(path: str, received: Tensor) -> Tensor:
         return received.masked_fill(removed[path], 0.0)
 
-    for fill, hear in ((float("nan"), find), (LARGE, clear), (-LARGE, clear)):
+    for fill, observe in ((float("nan"), find), (LARGE, clear), (-LARGE, clear)):
         with _filled(model, forms, fill):
-            if not same_runs(whole, _run(model, example, forward, hear)):
+            if not same_runs(whole, _run(model, example, forward, observe)):
                 raise _NotExactError
     return {path: columns for path, columns in removed.items() if bool(columns.any())}
 
@@ -173,26 +175,26 @@ def _reshape(wrapper: nn.Module, form: Form) -> None:
         cast(ThinRecurrent, wrapper).output = None
 
 
-def _without(removed: Removed, run: Run) -> Run:
+def _without(removed: Removed, run: TrialRun) -> TrialRun:
     """The run as it must look when the removed columns are gone."""
     kept = [(path, tensor[..., ~removed[path]] if path in removed else tensor) for path, tensor in run.received]
-    return Run(run.outputs, kept)
+    return TrialRun(run.outputs, kept)
 
 
-Hear = Callable[[str, Tensor], Tensor]
+Observe = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class TrialRun:
     """What a model gave, and what its readers received in the order of their calls: (path, tensor)."""
 
     outputs: list[Any]
     received: list[tuple[str, Tensor]]
 
 
-def run_listening(
-    model: nn.Module, readers: Mapping[str, nn.Module], example: Any, forward: Forward | None, hear: Hear
-) -> Run:
+def run_observed(
+    model: nn.Module, readers: Mapping[str, nn.Module], example: Any, forward: Forward | None, observe: Observe
+) -> TrialRun:
     """Run the model on the example without a trace.
 
     Args:
@@ -200,14 +202,14 @@ def run_listening(
         readers: path -> the modules to listen at.
         example: a batch, or a list of batches.
         forward: how the model is run on a batch; None for the model's own call.
-        hear: is given a reader's path and what it receives, and gives what it shall receive.
+        observe: is given a reader's path and what it receives, and gives what it shall receive.
     """
     received: list[tuple[str, Tensor]] = []
 
     def note(path: str, tensor: Tensor) -> Tensor:
-        heard = hear(path, tensor)
-        received.append((path, heard.clone()))
-        return heard
+        seen = observe(path, tensor)
+        received.append((path, seen.clone()))
+        return seen
 
     with undisturbed(model), contextlib.ExitStack() as stack:
         for path, reader in readers.items():
@@ -215,14 +217,14 @@ def run_listening(
             stack.callback(handle.remove)
         batches = example if isinstance(example, list) else [example]
         outputs = [leaf for batch in batches for leaf in _leaves(call_model(model, batch, forward))]
-        return Run([leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in outputs], received)
+        return TrialRun([leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in outputs], received)
 
 
-def _pass_on(hear: Callable[[Tensor], Tensor], _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """A hook that lets `hear` see, and replace, the tensor (or the data of the packed sequence) that a module reads."""
+def _pass_on(observe: Callable[[Tensor], Tensor], _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A hook that lets `observe` see, and replace, the tensor (or a packed sequence's data) that a module reads."""
     if args:
-        return (over_data(hear, args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "input": over_data(hear, kwargs["input"])}
+        return (over_data(observe, args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": over_data(observe, kwargs["input"])}
 
 
 def _leaves(output: Any) -> Iterator[Any]:
@@ -238,7 +240,7 @@ def _leaves(output: Any) -> Iterator[Any]:
         yield output
 
 
-def same_runs(a: Run, b: Run) -> bool:
+def same_runs(a: TrialRun, b: TrialRun) -> bool:
     """Whether two runs gave and received the same; a run that gave nothing proves nothing."""
     pairs = [(x, y) for (_, x), (_, y) in zip(a.received, b.received, strict=False)] + list(
         zip(a.outputs, b.outputs, strict=False)
