@@ -23,14 +23,16 @@ from gpu.parts import POISONED
 
 NOTHING_LEFT = 5
 """The status of pytest where no test is to be run, for instance after the last one had to be ended."""
-SILENCE = 75.0
+SILENCE = 90.0
 """Seconds without a line after which a process is taken to hang: Triton and torch compile for less."""
 LAST_SECONDS = 3.0
 """For a process to end after its last line."""
 PROCESSES = 4
 """So many a section at most."""
 TAIL = 6
-"""Lines of what a process printed that are shown when it fails."""
+"""Lines of what a process printed that are shown when it fails; all are in the log beside the page."""
+MOST = 300
+"""Letters of such a line."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def run(section: Section, page: Page, until: float) -> None:
     seen = _Seen([])
     for _ in range(PROCESSES):
         status, said = _process(section, page, seen, end)
-        _tell_end(section, page, seen, status, said)
+        page.log(section.title, said)
+        _tell_end(section, page, seen, status, "\n".join(said[-TAIL:]) or "no words")
         if seen.open is None and status != POISONED:
             return
         seen.open = None
@@ -84,8 +87,8 @@ def _words(status: int | str) -> str:
     return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
-def _process(section: Section, page: Page, seen: _Seen, end: float) -> tuple[int | str, str]:
-    """One process of a section: its exit status or why it was ended, and the end of what else it printed."""
+def _process(section: Section, page: Page, seen: _Seen, end: float) -> tuple[int | str, list[str]]:
+    """One process of a section: its exit status or why it was ended, and the lines that it printed besides."""
     with tempfile.TemporaryDirectory() as folder:
         done, errors = Path(folder, "done"), Path(folder, "errors")
         done.write_text("\n".join(seen.begun), encoding="utf-8")
@@ -103,7 +106,7 @@ def _process(section: Section, page: Page, seen: _Seen, end: float) -> tuple[int
             finally:
                 _end(process, reader)
         said = [*printed, *errors.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return cut or process.returncode, "\n".join(line for line in said if line.strip())[-TAIL * 160 :] or "no words"
+    return cut or process.returncode, [line[:MOST] for line in said if line.strip()]
 
 
 def _follow(lines: queue.Queue[str | None], page: Page, seen: _Seen, end: float) -> tuple[str | None, list[str]]:
@@ -119,7 +122,7 @@ def _follow(lines: queue.Queue[str | None], page: Page, seen: _Seen, end: float)
             return None, printed
         told = page.take(line)
         if told is None:
-            printed = [*printed, *([line.rstrip()] if line.strip(" .\n") else [])][-TAIL:]
+            printed += [line.rstrip()] if line.strip(" .\n") else []
         elif "begun" in told:
             seen.begun.append(told["begun"])
             seen.open = told["begun"]
