@@ -14,15 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 
 from gpu.page import Page
 from gpu.parts import POISONED
 
-NOTHING_LEFT = 5
-"""The status of pytest where no test is to be run, for instance after the last one had to be ended."""
+FAILURES, NOTHING_LEFT = 1, 5
+"""The status of pytest after failures, and where no test is left to be run."""
 SILENCE = 90.0
 """Seconds without a line after which a process is taken to hang: Triton and torch compile for less."""
 LAST_SECONDS = 3.0
@@ -47,9 +47,13 @@ class Section:
 
 @dataclass
 class _Seen:
-    """What came from the processes of a section: the parts that were begun, and that of which no verdict came yet."""
+    """What came from the processes of a section: the parts that were begun, and that of which no verdict came yet.
 
-    begun: list[str]
+    ``failed``: how many failures the page had before.
+    """
+
+    failed: int
+    begun: list[str] = field(default_factory=list)
     open: str | None = None
 
 
@@ -60,7 +64,7 @@ def run(section: Section, page: Page, until: float) -> None:
     if end - time.monotonic() < 1:
         page.fail(section.title, "not run: no time was left")
         return
-    seen = _Seen([])
+    seen = _Seen(len(page.tally.failed))
     for _ in range(PROCESSES):
         status, said = _process(section, page, seen, end)
         page.log(section.title, said)
@@ -75,10 +79,9 @@ def run(section: Section, page: Page, until: float) -> None:
 
 def _tell_end(section: Section, page: Page, seen: _Seen, status: int | str, said: str) -> None:
     """What the page has to know of how a process ended, if it has not told so itself."""
-    if seen.open is not None:
-        page.fail(seen.open, f"{_words(status)}: {said}")
-    elif status not in (0, POISONED) and not (status in (1, NOTHING_LEFT) and seen.begun):
-        page.fail(section.title, f"{_words(status)}: {said}")
+    has_told = status in (FAILURES, NOTHING_LEFT) and len(page.tally.failed) > seen.failed
+    if seen.open is not None or not (has_told or status in (0, POISONED)):
+        page.fail(seen.open or section.title, f"{_words(status)}: {said}")
 
 
 def _words(status: int | str) -> str:
