@@ -26,41 +26,49 @@ def _full_precision():
         yield
 
 
+TYPICAL = "99% of the trace within"
 ENGINES = {"triton": TRITON, "torch": TORCH}
 
 
 @dataclass(frozen=True)
 class Case:
-    """`steps` and `samples` of steps and sines; the largest error that float32 may make over so many steps."""
+    """`steps` and `samples` of steps and sines; the largest error, and that of 99 values in 100, that float32 may make.
+
+    The largest is many times as large where a cell comes near the edge of two basins.
+    """
 
     size: int
     steps: int = 64
     samples: int = 40
     scale: float = 1.0
-    most: float = 2e-5
+    most: float = 2e-4
+    typical: float = 3e-6
 
 
 CASES = {
-    "many cells": Case(sized(1024, 9), sized(512, 9), sized(256, 8), most=2e-4),
+    "many cells": Case(sized(1024, 9), sized(512, 9), sized(256, 8), most=2e-3),
     "an odd number of cells": Case(sized(131, 67), sized(97, 4), sized(77, 11)),
     "one cell": Case(1, sized(64, 6), sized(40, 8)),
     "one step": Case(sized(65, 5), 1, 8),
-    "saturated": Case(sized(300, 5), 1, 8, 1e4, 5e-3),
-    "tiny": Case(sized(300, 5), sized(64, 8), sized(40, 8), 1e-8, 5e-7),
+    "saturated": Case(sized(300, 5), 1, 8, 1e4, 5e-3, 1e-3),
+    "tiny": Case(sized(300, 5), sized(64, 8), sized(40, 8), 1e-8, 1e-6, 6e-7),
 }
 
 
 def played(engine, case, kind, dtype=torch.float32):
     """Errors of the trace and of every fact, by name."""
-    cells, start, score = truth.cells(kind, case.size, case.scale), truth.state(kind, case.size), truth.score(
-        case.steps, case.samples)  # fmt: skip
-    given = truth.moved((cells, start, score), DEVICE, dtype)
-    trace, _ = engine.cell_trace(given[0], given[2].steps, given[2].step_way, given[1])
-    found = engine.cell_facts(*given[:1], given[2], given[1], given[1][0][0], Thresholds())
+    cells, start = truth.cells(kind, case.size, case.scale), truth.state(kind, case.size)
+    score, limits = truth.score(case.steps, case.samples), Thresholds()
+    there, begin, play = truth.moved((cells, start, score), DEVICE, dtype)
+    trace, _ = engine.cell_trace(there, play.steps, play.step_way, begin)
+    found = engine.cell_facts(there, play, begin, begin[0][0], limits)
     steps = truth.exactly(cells, score.steps, score.step_way, start)
+    errors = {"trace": away(trace, steps), TYPICAL: truth.typical(trace, steps)}
+    errors |= truth.steps_away(found.steps, steps, start[0][0].double())
+    if case.scale > 1e3:
+        return errors
     sines = truth.exactly(cells, score.sines, score.sine_way, start)
-    errors = {"trace": away(trace, steps), **truth.steps_away(found.steps, steps, start[0][0].double())}
-    return errors if case.scale > 1e3 else errors | truth.sines_away(found.sines, sines, case.samples)
+    return errors | truth.sines_away(found.sines, sines, case.samples)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,9 +76,12 @@ def played(engine, case, kind, dtype=torch.float32):
 @pytest.mark.parametrize("name", CASES)
 def test_cells_alone(name, engine, kind, tell):
     errors = played(ENGINES[engine], CASES[name], kind)
+    typical = errors.pop(TYPICAL)
     worst = max(errors, key=errors.__getitem__)
     tell("largest error", errors[worst])
     tell("of", worst)
+    tell(TYPICAL, typical)
+    assert typical <= CASES[name].typical
     assert errors[worst] <= CASES[name].most, errors
 
 

@@ -71,6 +71,12 @@ def away(found, exact):
     return difference / max(1.0, exact.nan_to_num(0.0, 0.0, 0.0).abs().max().item())
 
 
+def typical(found, exact):
+    """As `away`, of 99 values in 100: a cell that comes near the edge of two basins is beyond that."""
+    found, exact = found.cpu().double(), exact.cpu().double()
+    return ((found - exact).abs().quantile(0.99) / max(1.0, exact.abs().max().item())).item()
+
+
 def steps_away(found, y, y0, limits=Thresholds()):  # noqa: B008 - never changed
     """How far `StepFacts` are from those of the responses ``y (T, S, H)``; an index by how far its sample misses."""
     found, scale = moved(found, torch.device("cpu"), torch.float64), max(1.0, y.abs().max().item())
