@@ -36,7 +36,7 @@ bench: $(PEERS)  ## measure the engines against the machine's limit, and what th
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/pruning.py
 
-gpu:  ## on a machine with a GPU, under 8 minutes: is all of it right there, and how fast? PYTHON=, OUT=folder, DRY=1
+gpu:  ## on a machine with a GPU, within 8 minutes: is all of it right there, and how fast? PYTHON=, OUT=folder, DRY=1
 	PYTHONPATH=.:benchmarks $(PYTHON) -m gpu $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry-run)
 
 rankings: $(READY)  ## measure which rankings foretell ablation, half an hour; DATA=folder adds two tasks

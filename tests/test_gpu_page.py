@@ -53,14 +53,16 @@ def test_what_a_section_tells_is_on_the_page_at_once(made: Callable[..., Any]) -
 
 
 def test_a_section_that_fails_is_a_row_and_the_rest_goes_on(made: Callable[..., Any]) -> None:
-    page = made(
-        "table('A.', 'a')\nrow('kept')\nraise ValueError('planted')", "import os\nos.abort()", "words('Later.')"
-    )
+    fails = "table('A.', 'a')\nrow('kept')\nraise ValueError('planted')"
+    late = "begun('a')\nverdict('a', passed=True)\n1 / 0"
+    page = made(fails, "import os\nos.abort()", late, "words('Later.')")
     text = page.path.read_text(encoding="utf-8")
     assert re.search(r"\| kept \|\n\| Section 0 \| \*\*failed\*\* .*ended with status 1.*ValueError: planted", text)
     assert "Section 1 **failed**  ended by SIGABRT" in text
+    assert re.search(r"Section 2 \*\*failed\*\*  ended with status 1.*ZeroDivisionError", text, re.DOTALL)
     assert text.endswith("Later.\n\n")
-    assert page.tally.failed == ["Section 0", "Section 1"]
+    assert page.tally.failed == ["Section 0", "Section 1", "Section 2"]
+    assert "--- Section 0\nTraceback" in page.path.with_suffix(".log").read_text(encoding="utf-8")
 
 
 def test_after_a_part_in_which_the_process_died_the_others_run_in_a_new_one(made: Callable[..., Any]) -> None:

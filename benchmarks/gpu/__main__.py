@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from gpu.page import Page
-from gpu.plan import sections
+from gpu.plan import PATIENCE, sections
 from gpu.running import run
 
 SECONDS = 460.0
@@ -26,16 +26,17 @@ def main() -> int:
     """Run all sections; 1 if anything failed."""
     options = _options()
     began = time.monotonic()
+    until = time.monotonic() + options.seconds * (PATIENCE if options.dry_run else 1)
     page = Page(options.out / ("dry.md" if options.dry_run else "gpu.md"))
     page.heading(HEADINGS[options.dry_run], level=1)
     machine, *others = sections(dry=options.dry_run)
-    run(machine, page, began + options.seconds)
+    run(machine, page, until)
     if page.tally.failed:
         page.words("Nothing else was run: without a GPU there is only the dry run, `make gpu DRY=1`.")
         return 1
     for section in others:
         if options.only is None or options.only in section.title:
-            run(section, page, began + options.seconds)
+            run(section, page, until)
     _summarize(page, time.monotonic() - began, dry=options.dry_run)
     return 1 if page.tally.failed else 0
 

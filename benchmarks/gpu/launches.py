@@ -57,14 +57,15 @@ def alone(size: int, engine: Engine) -> None:
     facts, trace = decoupled(engine, item), partial(
         engine.cell_trace, item.cells, item.signals, item.ways, zero_state(item.weights, 1)
     )  # fmt: skip
-    times = on_device(facts)
-    returned, done = on_host(facts)
+    repeats, calls = (21, 5) if engine is TRITON else (5, 1)  # torch's takes a hundred times as long
+    times = on_device(facts, repeats, calls)
+    returned, done = on_host(facts, repeats)
     row(
         f"cells alone, H={size}",
         engine.name,
         shown(times),
         NO_GPU if DRY else f"{shown(returned)}; done {shown(done)}",
-        shown(on_device(trace)),
+        shown(on_device(trace, repeats, calls)),
     )
     if engine is TRITON and size == SIZES[-1]:
         target(f"a launch, H={size}, S=16, T={STEPS}", middle(times), MOST, "ms")

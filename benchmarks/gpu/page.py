@@ -25,7 +25,8 @@ class Page:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.tally = path, Tally()
         self._in_table = False
-        path.write_text("", encoding="utf-8")
+        for file in (path, path.with_suffix(".log")):
+            file.write_text("", encoding="utf-8")
 
     def write(self, text: str) -> None:
         """A piece of Markdown, at once."""
@@ -55,6 +56,11 @@ class Page:
             self.write(_line(cells))
         else:
             self.words(" ".join(cells))
+
+    def log(self, title: str, lines: Sequence[str]) -> None:
+        """What a section printed besides, in a file beside the page."""
+        with self.path.with_suffix(".log").open("a", encoding="utf-8") as file:
+            file.write("\n".join([f"--- {title}", *lines, ""]))
 
     def fail(self, name: str, reason: str) -> None:
         """What went wrong, as a row of whatever table there is."""

@@ -14,23 +14,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 
 from gpu.page import Page
 from gpu.parts import POISONED
 
-NOTHING_LEFT = 5
-"""The status of pytest where no test is to be run, for instance after the last one had to be ended."""
-SILENCE = 75.0
+FAILURES, NOTHING_LEFT = 1, 5
+"""The status of pytest after failures, and where no test is left to be run."""
+SILENCE = 90.0
 """Seconds without a line after which a process is taken to hang: Triton and torch compile for less."""
 LAST_SECONDS = 3.0
 """For a process to end after its last line."""
 PROCESSES = 4
 """So many a section at most."""
 TAIL = 6
-"""Lines of what a process printed that are shown when it fails."""
+"""Lines of what a process printed that are shown when it fails; all are in the log beside the page."""
+MOST = 300
+"""Letters of such a line."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ class Section:
 
 @dataclass
 class _Seen:
-    """What came from the processes of a section: the parts that were begun, and that of which no verdict came yet."""
+    """What came from the processes of a section: the parts that were begun, and that of which no verdict came yet.
 
-    begun: list[str]
+    ``failed``: how many failures the page had before.
+    """
+
+    failed: int
+    begun: list[str] = field(default_factory=list)
     open: str | None = None
 
 
@@ -58,10 +64,11 @@ def run(section: Section, page: Page, until: float) -> None:
     if end - time.monotonic() < 1:
         page.fail(section.title, "not run: no time was left")
         return
-    seen = _Seen([])
+    seen = _Seen(len(page.tally.failed))
     for _ in range(PROCESSES):
         status, said = _process(section, page, seen, end)
-        _tell_end(section, page, seen, status, said)
+        page.log(section.title, said)
+        _tell_end(section, page, seen, status, "\n".join(said[-TAIL:]) or "no words")
         if seen.open is None and status != POISONED:
             return
         seen.open = None
@@ -72,10 +79,9 @@ def run(section: Section, page: Page, until: float) -> None:
 
 def _tell_end(section: Section, page: Page, seen: _Seen, status: int | str, said: str) -> None:
     """What the page has to know of how a process ended, if it has not told so itself."""
-    if seen.open is not None:
-        page.fail(seen.open, f"{_words(status)}: {said}")
-    elif status not in (0, POISONED) and not (status in (1, NOTHING_LEFT) and seen.begun):
-        page.fail(section.title, f"{_words(status)}: {said}")
+    has_told = status in (FAILURES, NOTHING_LEFT) and len(page.tally.failed) > seen.failed
+    if seen.open is not None or not (has_told or status in (0, POISONED)):
+        page.fail(seen.open or section.title, f"{_words(status)}: {said}")
 
 
 def _words(status: int | str) -> str:
@@ -84,8 +90,8 @@ def _words(status: int | str) -> str:
     return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
-def _process(section: Section, page: Page, seen: _Seen, end: float) -> tuple[int | str, str]:
-    """One process of a section: its exit status or why it was ended, and the end of what else it printed."""
+def _process(section: Section, page: Page, seen: _Seen, end: float) -> tuple[int | str, list[str]]:
+    """One process of a section: its exit status or why it was ended, and the lines that it printed besides."""
     with tempfile.TemporaryDirectory() as folder:
         done, errors = Path(folder, "done"), Path(folder, "errors")
         done.write_text("\n".join(seen.begun), encoding="utf-8")
@@ -103,7 +109,7 @@ def _process(section: Section, page: Page, seen: _Seen, end: float) -> tuple[int
             finally:
                 _end(process, reader)
         said = [*printed, *errors.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return cut or process.returncode, "\n".join(line for line in said if line.strip())[-TAIL * 160 :] or "no words"
+    return cut or process.returncode, [line[:MOST] for line in said if line.strip()]
 
 
 def _follow(lines: queue.Queue[str | None], page: Page, seen: _Seen, end: float) -> tuple[str | None, list[str]]:
@@ -119,7 +125,7 @@ def _follow(lines: queue.Queue[str | None], page: Page, seen: _Seen, end: float)
             return None, printed
         told = page.take(line)
         if told is None:
-            printed = [*printed, *([line.rstrip()] if line.strip(" .\n") else [])][-TAIL:]
+            printed += [line.rstrip()] if line.strip(" .\n") else []
         elif "begun" in told:
             seen.begun.append(told["begun"])
             seen.open = told["begun"]

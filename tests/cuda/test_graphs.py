@@ -10,7 +10,7 @@ import lstm_monitor as lm
 from tests.cuda import models, training
 from tests.cuda.place import DEVICE, DRY, MARKS, seen, sized
 from tests.cuda.reports import distance
-from tests.cuda.training import STEPS, differing, settings, train
+from tests.cuda.training import STEPS, Noisy, differing, settings, train
 from tests.helpers import traces
 
 pytestmark = [*MARKS, pytest.mark.usefixtures("deterministic")]
@@ -33,8 +33,10 @@ def graphed(network):
     return network if DRY else torch.cuda.make_graphed_callables(network, (sample,))
 
 
-def test_graphed_callables():
-    different, sink = differing(make=Plain, wrap=graphed)
+@pytest.mark.parametrize("make", [Plain, Noisy])
+def test_graphed_callables(make):
+    """A graph that draws random numbers moves the device's generator at each replay, which a check puts back."""
+    different, sink = differing(make=make, wrap=graphed)
     assert different == []
     assert len(sink.reports) == 4
 

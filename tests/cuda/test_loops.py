@@ -162,7 +162,9 @@ def test_a_state_that_is_saved_waits_for_the_check():
 
 
 FRESH = """
-import sys
+import sys, types
+sys.modules["tests"] = types.ModuleType("tests")  # this folder, also where a library has installed one of its name
+sys.modules["tests"].__path__ = ["tests"]
 import torch
 torch.use_deterministic_algorithms(True)
 from torch import nn

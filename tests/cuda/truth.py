@@ -14,7 +14,7 @@ from lstm_monitor.engines.lone_cells import LoneCells
 from lstm_monitor.engines.loop_engine import ENGINE as LOOP
 
 KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-FREQUENCIES = (0.3, 1 / 4, 1 / 8)
+FREQUENCIES = (0.3, 1 / 4)
 
 
 def layer(kind, size, features=3, scale=1.0):
@@ -32,11 +32,11 @@ def cells(kind, size, scale=1.0, directions=2):
 
 
 def signals(steps, samples, main=1):
-    """Two steps and three sines along two directions."""
+    """Two steps and two sines along two directions."""
     time = torch.arange(samples, dtype=torch.float64)
     sines = torch.stack([torch.sin(2 * math.pi * f * time) for f in FREQUENCIES], dim=1).float()
     ups = torch.tensor([[1.0, -0.5]]).repeat(steps, 1)
-    return Signals(ups, torch.tensor([0, 1]), sines, torch.tensor([1, 0, 1]), FREQUENCIES, main)
+    return Signals(ups, torch.tensor([0, 1]), sines, torch.tensor([1, 0]), FREQUENCIES, main)
 
 
 def state(kind, size, count=1):
@@ -70,6 +70,12 @@ def away(found, exact):
         return math.inf
     difference = (found - exact).nan_to_num(0.0, 0.0, 0.0).abs().max().item() if exact.numel() else 0.0
     return difference / max(1.0, exact.nan_to_num(0.0, 0.0, 0.0).abs().max().item())
+
+
+def typical(found, exact):
+    """As `away`, of 99 values in 100: a cell that comes near the edge of two basins is beyond that."""
+    found, exact = found.cpu().double(), exact.cpu().double()
+    return ((found - exact).abs().quantile(0.99) / max(1.0, exact.abs().max().item())).item()
 
 
 def steps_away(found, y, y0, limits=Thresholds()):  # noqa: B008 - never changed
