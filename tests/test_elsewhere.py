@@ -22,7 +22,7 @@ from tests.helpers.elsewhere import Elsewhere, There, moved, sent
 
 
 @pytest.fixture(autouse=True)
-def _played_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def _simulated_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused ops, which look for a real device, are left out."""
     monkeypatch.setenv(choice.VARIABLE, "torch")
     monkeypatch.setattr(run, "run_fused", lambda *given: run_loop(*given)[:2])
@@ -62,7 +62,7 @@ def test_every_check_is_that_of_the_host(snaps: tuple[Snapshot, ...], monkeypatc
 
 
 @pytest.mark.parametrize("mode", ["coupled", "alone"])
-def test_stimuli_of_the_host_are_played_elsewhere(
+def test_stimuli_of_the_host_are_simulated_elsewhere(
     snaps: tuple[Snapshot, ...], mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for snap in snaps:

@@ -90,7 +90,7 @@ def test_values_are_in_the_algorithms_own_log_and_not_on_its_console(
     assert "std" not in capsys.readouterr().out
 
 
-def test_held_out_sequences_play_as_the_policy_did() -> None:
+def test_held_out_sequences_run_as_the_policy_did() -> None:
     model = learner()
     seen: list[Any] = []
 

@@ -388,7 +388,7 @@ class Noisy(nn.Module):
         return torch.tanh(self.mix(torch.cat([x, h], 1)))
 
 
-def test_registered_cells_are_heard_until_the_first_step_and_draw_nothing() -> None:
+def test_registered_cells_are_observed_until_the_first_step_and_draw_nothing() -> None:
     def step(cell: Noisy, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         return cell(x, h), cell(x, h)
 
