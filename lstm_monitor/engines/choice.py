@@ -21,6 +21,7 @@ from torch import Tensor
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.errors import choose
 from lstm_monitor.engines import loop_engine
+from lstm_monitor.engines.batch_size import is_out_of_memory
 from lstm_monitor.engines.facts import Engine, ResponseFacts, Signals, SineFacts, StepFacts
 from lstm_monitor.engines.fused import State
 from lstm_monitor.engines.lone_cells import LoneCells
@@ -98,9 +99,10 @@ class Guarded:
         try:
             return call(_loaded(self.name))
         except Exception as error:  # whatever the environment does to it
-            reason = words_of(error)
+            reason = None if is_out_of_memory(error) else words_of(error)
         instead = call(PLAIN["torch"])  # raises where the arguments are at fault; what failed holds no memory any more
-        give_up(self.name, reason)
+        if reason is not None:
+            give_up(self.name, reason)
         return instead
 
 

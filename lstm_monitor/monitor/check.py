@@ -165,7 +165,10 @@ class Checking:
 
         def job() -> _Results:
             with beside(exact=exact):
-                return examine(taken.snaps, probes, self.rank_by, self.thresholds, self.horizon)
+                try:
+                    return examine(taken.snaps, probes, self.rank_by, self.thresholds, self.horizon)
+                finally:
+                    release_buffers()  # they are of this thread, which ends
 
         background.start(job)
 

@@ -4,6 +4,8 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +125,23 @@ for fault in {list(BROKEN)!r}:
         assert sum(fault in line for line in lines) == 1, lines
     said = "WARNING lstm_monitor computes with torch alone from now on: numba failed: "
     assert [line.startswith(said) for line in lines] == [True] * len(BROKEN)
+
+
+def test_an_engine_that_found_no_memory_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A training frees and takes memory; torch's engine may fit meanwhile."""
+
+    def full(*given: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(choice, "_loaded", lambda name: SimpleNamespace(cell_trace=full))
+    given, signals, state = cells()
+    found, _ = engine_for(CPU, torch.float32).cell_trace(given, signals.steps, signals.step_way, state)
+    expected, _ = choice.PLAIN["torch"].cell_trace(given, signals.steps, signals.step_way, state)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    assert not choice._given_up
+    assert not caplog.records
 
 
 def cells() -> tuple[LoneCells, Signals, tuple[Tensor, ...]]:
