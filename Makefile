@@ -3,6 +3,8 @@ BIN := .venv/bin
 SMALL := .venv/.small
 READY := .venv/.ready
 PEERS := .venv/.peers
+# A Python that has torch: the one that was named, or that of .venv where there is one.
+HERE = $(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/python)),$(PYTHON))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-trainers lint bench gpu rankings clean
@@ -37,7 +39,7 @@ bench: $(PEERS)  ## measure the engines against the machine's limit, and what th
 	$(BIN)/python benchmarks/pruning.py
 
 gpu:  ## on a machine with a GPU, within 8 minutes: is all of it right there, and how fast? PYTHON=, OUT=folder, DRY=1
-	PYTHONPATH=.:benchmarks $(PYTHON) -m gpu $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry-run)
+	PYTHONPATH=.:benchmarks $(HERE) -m gpu $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry-run)
 
 rankings: $(READY)  ## measure which rankings foretell ablation, half an hour; DATA=folder adds two tasks
 	$(BIN)/python benchmarks/rankings.py $(if $(DATA),--data $(DATA))

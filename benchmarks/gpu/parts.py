@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-
 from gpu.telling import begun, row, verdict
 
 POISONED = 70
@@ -22,6 +20,8 @@ def done_before() -> set[str]:
 
 def is_lost() -> bool:
     """Whether CUDA answers every call of this process with an error from now on."""
+    import torch  # the page's own process needs none
+
     if not torch.cuda.is_initialized():
         return False
     try:
