@@ -22,6 +22,7 @@ from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines.facts import ResponseFacts, Signals, SineFacts, StepFacts, window_of
 from lstm_monitor.engines.fused import State
 from lstm_monitor.engines.lone_cells import LoneCells, cells_in, cells_of
+from lstm_monitor.engines.numba_engine import compile as compiling
 from lstm_monitor.engines.numba_engine.compile import compiled
 from lstm_monitor.engines.numba_engine.engine import ENGINE
 from tests.helpers import oracles
@@ -291,6 +292,18 @@ def test_an_entry_is_compiled_without_a_cache_where_there_is_no_place_for_one() 
     names: dict[str, Any] = {}
     exec("def twice(x):\n    return x + x\n", names)  # of no file, as numba sees a folder that it may not write to
     assert compiled("float32(float32)")(names["twice"])(np.float32(1.5)) == 3
+
+
+def test_compiled_code_is_named_by_every_source_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba looks at the file of an entry only; without a source its age is not known."""
+    monkeypatch.setattr(compiling, "__file__", str(tmp_path / "compile.py"))
+    with pytest.raises(FileNotFoundError, match="no source"):
+        compiling._version()
+    for name in ("compile", "facts"):
+        (tmp_path / f"{name}.py").write_text("1")
+    known = compiling._version()
+    (tmp_path / "facts.py").write_text("2")
+    assert compiling._version() != known
 
 
 def test_a_broken_cache_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
