@@ -5,9 +5,10 @@ READY := .venv/.ready
 PEERS := .venv/.peers
 # A Python that has torch: the one that was named, or that of .venv where there is one.
 HERE = $(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/python)),$(PYTHON))
+PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-trainers lint bench gpu rankings clean
+.PHONY: help demo test test-all test-trainers test-newest lint bench gpu rankings clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -15,12 +16,18 @@ help:  ## list the targets
 demo: $(SMALL)  ## train an LSTM on the Mauna Loa CO2 record and watch its cells
 	$(BIN)/python examples/01_lightning_co2.py
 
-test: lint  ## run every check: lint, types, import order, tests; COV=1 also measures coverage, half as long again
-	$(BIN)/python -m pytest -n 3 $(if $(COV),--cov --cov-report=term-missing:skip-covered)
+test: lint  ## run lint, types, import order and the tests, but for the long ones that seldom tell anything new
+	$(PYTEST)
+
+test-all: lint  ## run every check, as CI does, two to three times as long; COV=1 also measures coverage, half as long again
+	$(PYTEST) --thorough $(if $(COV),--cov --cov-report=term-missing:skip-covered)
 
 test-trainers: $(READY)  ## train with each library in an environment of its own, an hour; FAST=1 those that CI runs
 	$(if $(FAST),,$(BIN)/python -m pytest -n 2 tests/test_conformance.py --conformance=all)
 	$(BIN)/python tests/trainers/run.py $(if $(FAST),--fast)
+
+test-newest: $(READY)  ## the same with the newest releases of these libraries instead of tests/trainers/constraints.txt
+	$(BIN)/python tests/trainers/run.py --newest $(if $(FAST),--fast)
 
 lint: $(READY)  ## run ruff, mypy and import-linter
 	$(BIN)/ruff check

@@ -11,6 +11,8 @@ import pytest
 # Small tensors on a shared machine: with two OpenMP threads a busy neighbour makes them hundreds of times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest_plugins = ["tests.helpers.thorough"]
+
 # No environment of this project's tests holds fastai: it needs a torchvision, which has no CPU build.
 collect_ignore = [] if find_spec("fastai") else ["lstm_monitor/integrations/fastai_callback.py"]
 

@@ -8,6 +8,7 @@ that run.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from typing import Any
 
@@ -52,6 +53,9 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 def main() -> None:
     """Train, and say what the cells do."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--epochs", type=int, default=8)
+    epochs = parser.parse_args().epochs
     set_seed(1)
     torch.set_num_threads(1)
     train, held_out = load_rows()
@@ -61,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
-            num_train_epochs=8,
+            num_train_epochs=epochs,
             learning_rate=0.01,
             per_device_train_batch_size=64,
             save_strategy="no",

@@ -7,6 +7,8 @@ saw, to see which of them it needs. The only lines about the monitor are those w
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -34,6 +36,9 @@ class Reader(nn.Module):
 
 def main() -> None:
     """Train, and say what the cells do."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--epochs", type=int, default=8)
+    epochs = parser.parse_args().epochs
     torch.manual_seed(1)
     torch.set_num_threads(1)
     pixels, digits = load_digits(return_X_y=True)
@@ -48,7 +53,7 @@ def main() -> None:
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
         lr=0.01,
-        max_epochs=8,
+        max_epochs=epochs,
         batch_size=64,
         iterator_train__shuffle=True,
         callbacks=[monitor],

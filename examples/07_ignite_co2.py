@@ -7,6 +7,8 @@ with ``monitor``. Its values are in the engine's metrics, where any handler can 
 
 from __future__ import annotations
 
+import argparse
+
 import statsmodels.api as sm
 import torch
 from ignite.engine import Engine, Events
@@ -48,6 +50,9 @@ def load_windows() -> tuple[TensorDataset, TensorDataset]:
 
 def main() -> None:
     """Train, and say what the cells do."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--epochs", type=int, default=5)
+    epochs = parser.parse_args().epochs
     torch.manual_seed(1)
     torch.set_num_threads(1)
     train, held_out = load_windows()
@@ -73,7 +78,7 @@ def main() -> None:
         saturated = engine.state.metrics.get(SATURATION)
         print(f"epoch {engine.state.epoch}: loss {engine.state.output:.3f}, gates saturated (median cell): {saturated}")
 
-    trainer.run(DataLoader(train, batch_size=64, shuffle=True), max_epochs=5)
+    trainer.run(DataLoader(train, batch_size=64, shuffle=True), max_epochs=epochs)
 
     with torch.no_grad():
         error = nn.functional.mse_loss(model.eval()(past), change).sqrt()

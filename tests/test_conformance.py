@@ -1,7 +1,7 @@
 """What every adapter promises, with every sink and every kind of layer, in every situation that real trainers make.
 
-Adapters, sinks and kinds are discovered. `make test` runs cases in which each two of them meet; with
-``--conformance=all`` every case is run.
+Adapters, sinks and kinds are discovered. `make test` runs cases in which each of them occurs, `make test-all` cases in
+which each two of them meet; with ``--conformance=all`` every case is run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import lstm_monitor as lm
 import lstm_monitor.integrations as integrations
 from lstm_monitor.layers.torch_modules import SUPPORTED
-from tests.conformance.cases import modules, pairwise, parts
+from tests.conformance.cases import few, modules, pairwise, parts
 from tests.conformance.hosts import KINDS, Host, Task, held_out, registered_own_cell
 from tests.conformance.sinks import SinkSetup, Written
 
@@ -259,8 +259,14 @@ def cases(which: str) -> list[tuple[str, ...]]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        found = cases(metafunc.config.getoption("--conformance"))
-        metafunc.parametrize("case", found, ids=[", ".join(case) for case in found])
+        which = metafunc.config.getoption("--conformance")
+        found = cases(which)
+        quick = few(found) if which == "pairwise" else found
+        metafunc.parametrize(
+            "case",
+            [pytest.param(case, marks=() if case in quick else pytest.mark.thorough) for case in found],
+            ids=[", ".join(case) for case in found],
+        )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -300,3 +306,15 @@ def test_every_pair_meets() -> None:
     for i, j in itertools.combinations(range(3), 2):
         assert {(case[i], case[j]) for case in found} == set(itertools.product(columns[i], columns[j]))
     assert len(found) < 24
+
+
+def test_each_occurs_in_few_cases() -> None:
+    found = cases("pairwise")
+    chosen = few(found)
+    assert set(chosen) <= set(found)
+    for column in range(4):
+        assert {case[column] for case in chosen} == {case[column] for case in found}
+    assert {case[0] for case in found} == set(HOSTS)
+    assert {case[2] for case in found} == set(KINDS)
+    assert {case[3] for case in found} == set(SITUATIONS)
+    assert len(chosen) < len(found) / 4

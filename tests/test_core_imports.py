@@ -41,10 +41,12 @@ with monitor:
     monitor.on_train_batch_end(0)
 assert monitor.report.checks == 3
 """
-PLAIN_IMPORT = """
-import {what}
-import sys
-print(*sorted(sys.modules))
+IMPORTS = ("lstm_monitor", "torch", "lstm_monitor.integrations")
+ONE_BY_ONE = f"""
+import importlib, sys
+for name in {IMPORTS!r}:
+    importlib.import_module(name)
+    print(*sorted(sys.modules))
 """
 
 
@@ -54,10 +56,6 @@ def python(script: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_it_works_with_torch_numpy_and_scipy_alone() -> None:
-    python(BLOCKED + USE)
 
 
 def test_the_block_blocks() -> None:
@@ -88,12 +86,11 @@ MISSING = {
 """Everything public that needs an extra."""
 
 
-def test_what_is_missing_says_how_to_install_it() -> None:
+def test_it_works_with_torch_numpy_and_scipy_alone_and_what_is_missing_says_how_to_install_it() -> None:
     python(
         BLOCKED
+        + USE
         + f"""
-import torch
-import lstm_monitor as lm
 import lstm_monitor.integrations as adapters
 from tests.helpers.studies import study
 
@@ -116,34 +113,38 @@ def test_every_extra_that_the_errors_name_exists() -> None:
     assert set(MISSING.values()) == project["optional-dependencies"].keys() - {"all", "dev", "fast"}
 
 
-@pytest.mark.parametrize("name", ["pyarrow", "fsspec", "safetensors"])
-def test_a_history_needs_all_of_its_extra(name: str) -> None:
+def test_a_history_needs_all_of_its_extra() -> None:
     python(
-        f"""
+        """
 import sys
-sys.modules[{name!r}] = None
 import lstm_monitor as lm
-try:
-    lm.HistorySink("runs/a")
-except ImportError as error:
-    assert '{name}' in str(error) and 'pip install "lstm-monitor[history]"' in str(error), error
-else:
-    raise AssertionError
+for name in ("pyarrow", "fsspec", "safetensors"):
+    assert name not in sys.modules
+    sys.modules[name] = None
+    try:
+        lm.HistorySink("runs/a")
+    except ImportError as error:
+        assert name in str(error) and 'pip install "lstm-monitor[history]"' in str(error), error
+    else:
+        raise AssertionError(name)
+    del sys.modules[name]
 """
     )
 
 
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """What is loaded after each of the imports, one after the other."""
+    return dict(zip(IMPORTS, (set(line.split()) for line in python(ONE_BY_ONE).splitlines()), strict=True))
+
+
 @pytest.mark.parametrize("what", ["lstm_monitor", "lstm_monitor.integrations"])
-def test_importing_it_imports_nothing_else(what: str) -> None:
-    loaded = set(python(PLAIN_IMPORT.format(what=what)).split())
-    assert what in loaded
-    assert not [name for name in loaded if name.partition(".")[0] in OTHERS]
-    assert loaded.isdisjoint({"scipy.stats", "torch.utils.tensorboard", "torch._dynamo", "numpy.testing"} - torchs())
-
-
-def torchs() -> set[str]:
-    """What ``import torch`` alone brings."""
-    return set(python(PLAIN_IMPORT.format(what="torch")).split())
+def test_importing_it_imports_nothing_else(loaded: dict[str, set[str]], what: str) -> None:
+    slow = {"scipy.stats", "torch.utils.tensorboard", "torch._dynamo", "numpy.testing"}
+    allowed = set() if what == "lstm_monitor" else loaded["torch"]
+    assert what in loaded[what]
+    assert not [name for name in loaded[what] if name.partition(".")[0] in OTHERS]
+    assert loaded[what].isdisjoint(slow - allowed)
 
 
 def test_type_checkers_and_python_see_the_same_public_names() -> None:
@@ -157,8 +158,8 @@ def test_type_checkers_and_python_see_the_same_public_names() -> None:
         lm.LSTMmonitor  # noqa: B018  # that is the test
 
 
-def test_it_is_there_before_torch_is() -> None:
-    assert "torch" not in python(PLAIN_IMPORT.format(what="lstm_monitor")).split()
+def test_it_is_there_before_torch_is(loaded: dict[str, set[str]]) -> None:
+    assert "torch" not in loaded["lstm_monitor"]
 
 
 def test_every_folder_is_in_the_wheel() -> None:

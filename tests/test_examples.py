@@ -1,9 +1,14 @@
 """The README's blocks and the examples run as they stand."""
 
+import io
 import os
 import re
+import runpy
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -79,13 +84,30 @@ def test_the_readmes_pictures_are_there() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-CO2 = ("01_lightning_co2.py", "--epochs", "2", "--runs", "runs/co2")
+Example = Callable[..., str]
 
 
-def run_example(tmp_path: Path, name: str, *arguments: str, **environment: str) -> str:
+def in_this_process(folder: Path, name: str, *arguments: str, **environment: str) -> str:
+    """Run an example where its libraries are imported already, and leave environment and folder; what it printed."""
+    printed, before = io.StringIO(), dict(os.environ)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), warnings.catch_warnings():
+        warnings.simplefilter("default")  # as for those who run it
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [name, *arguments])
+        os.environ.update(environment)
+        try:
+            runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    return printed.getvalue()
+
+
+def in_its_own(folder: Path, name: str, *arguments: str, **environment: str) -> str:
+    """Run an example as people do; what it printed."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
@@ -95,21 +117,42 @@ def run_example(tmp_path: Path, name: str, *arguments: str, **environment: str) 
     return done.stdout
 
 
-def test_the_co2_example(tmp_path: Path) -> None:
-    printed = run_example(tmp_path, *CO2)
+@pytest.fixture(params=["short", pytest.param("whole", marks=pytest.mark.thorough)])
+def run_example(request: pytest.FixtureRequest, tmp_path: Path) -> Example:
+    """Runs an example with the arguments of a short training in this process, or longer in a process of its own."""
+
+    def run(name: str, short: str = "", whole: str = "", **environment: str) -> str:
+        if request.param == "short":
+            return in_this_process(tmp_path, name, *short.split(), **environment)
+        return in_its_own(tmp_path, name, *whole.split(), **environment)
+
+    return run
+
+
+CO2 = {
+    "name": "01_lightning_co2.py",
+    "short": "--epochs 1 --runs runs/co2",
+    "whole": "--epochs 2 --runs runs/co2",
+}
+
+
+def test_the_co2_example(run_example: Example, tmp_path: Path) -> None:
+    printed = run_example(**CO2)
     assert printed.count("most responsive") == 3
     assert re.search(r"Monitoring took [\d.]+% of the training time", printed)
     assert "tensorboard --logdir runs/co2 --samples_per_plugin images=200" in printed
     assert list((tmp_path / "runs" / "co2").rglob("events.out.tfevents*"))
 
 
-def test_the_co2_example_with_the_monitor_off(tmp_path: Path) -> None:
-    assert "responsive" not in run_example(tmp_path, *CO2, LSTM_MONITOR="off")
+def test_the_co2_example_with_the_monitor_off(run_example: Example) -> None:
+    assert "responsive" not in run_example(**CO2, LSTM_MONITOR="off")
 
 
-def test_the_ablation_example(tmp_path: Path) -> None:
+def test_the_ablation_example(run_example: Example, tmp_path: Path) -> None:
     printed = run_example(
-        tmp_path, "02_ablation_and_pruning.py", "--cells", "24", "--epochs", "4", "--picture", "study.png"
+        "02_ablation_and_pruning.py",
+        short="--cells 24 --epochs 4 --picture study.png",
+        whole="--cells 24 --epochs 4 --picture study.png",
     )
     assert "trust" in printed
     accuracies = re.findall(r"(before|after pruning|two epochs later) +([\d.]+)%", printed)
@@ -119,30 +162,34 @@ def test_the_ablation_example(tmp_path: Path) -> None:
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
-def test_the_example_of_a_loop_that_stops_and_goes_on(tmp_path: Path) -> None:
-    printed = run_example(tmp_path, "03_loop_wandb.py", "--epochs", "3", WANDB_SILENT="true")
+def test_the_example_of_a_loop_that_stops_and_goes_on(run_example: Example, tmp_path: Path) -> None:
+    printed = run_example("03_loop_wandb.py", short="--epochs 3", whole="--epochs 3", WANDB_SILENT="true")
     assert "4 checks, steps 0 to 132" in printed
     assert "had the longest memory" in printed
     assert len(list((tmp_path / "runs" / "digits" / "wandb").glob("offline-run-*"))) == 2
 
 
-def test_the_keras_example(tmp_path: Path) -> None:
-    printed = run_example(tmp_path, "04_keras_digits.py", "--cells", "8", "--epochs", "3", "--seconds", "2")
+def test_the_keras_example(run_example: Example, tmp_path: Path) -> None:
+    printed = run_example(
+        "04_keras_digits.py",
+        short="--cells 4 --epochs 2 --seconds 0.5",
+        whole="--cells 8 --epochs 3 --seconds 2",
+    )
     assert "rows.l0_reverse" in printed
     assert "trust" in printed
     assert list((tmp_path / "runs" / "keras").rglob("events.out.tfevents*"))
 
 
 TRAINERS = {
-    "05_huggingface_digits.py": (),
-    "06_skorch_digits.py": (),
-    "07_ignite_co2.py": (),
-    "08_sb3_cartpole.py": ("--rollouts", "2"),
+    "05_huggingface_digits.py": ("--epochs 1", ""),
+    "06_skorch_digits.py": ("--epochs 1", ""),
+    "07_ignite_co2.py": ("--epochs 1", ""),
+    "08_sb3_cartpole.py": ("--rollouts 1", "--rollouts 2"),
 }
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_an_example_of_another_trainer(name: str, tmp_path: Path) -> None:
-    printed = run_example(tmp_path, name, *TRAINERS[name])
+def test_an_example_of_another_trainer(name: str, run_example: Example) -> None:
+    printed = run_example(name, *TRAINERS[name])
     assert "most responsive" in printed
     assert "least responsive" in printed

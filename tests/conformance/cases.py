@@ -48,5 +48,19 @@ def pairwise(columns: Sequence[Sequence[str]]) -> list[Case]:
     return cases
 
 
+def few(cases: Sequence[Case]) -> list[Case]:
+    """As few of the cases as it takes for every value of each column to occur; always the same ones.
+
+    Greedy: the case with most values that are missing still.
+    """
+    missing = {value for case in cases for value in enumerate(case)}
+    chosen: list[Case] = []
+    while missing:
+        best = max(cases, key=lambda case: len(missing & set(enumerate(case))))
+        missing -= set(enumerate(best))
+        chosen.append(best)
+    return chosen
+
+
 def _pairs(case: Case) -> set[frozenset[tuple[int, str]]]:
     return {frozenset(pair) for pair in itertools.combinations(enumerate(case), 2)}

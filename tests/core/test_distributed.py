@@ -173,6 +173,7 @@ def test_what_cannot_be_shared_is_refused(found: SimpleNamespace) -> None:
         assert "the whole network gives other values in process 1" in one["other data"]
 
 
+@pytest.mark.thorough
 def test_lightning_shares_under_ddp(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     command = [sys.executable, "-W", "ignore", str(TESTS / "helpers" / "sharing_lightning.py"), out]

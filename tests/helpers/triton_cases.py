@@ -14,6 +14,7 @@ from lstm_monitor.engines.torch_engine.engine import ENGINE as TORCH
 from lstm_monitor.engines.triton_engine.engine import ENGINE
 from tests.helpers import oracles
 
+thorough = pytest.mark.thorough
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 FREQUENCIES = (0.3, 1 / 4)
 EDGE = 2e-5
@@ -102,10 +103,17 @@ def test_the_facts_of_steps_are_those_of_the_oracle(kind):
 @pytest.mark.parametrize(
     ("kind", "size", "steps", "samples", "limits"),
     [
-        ("lstm", 67, 12, 17, Thresholds()),
-        ("rnn_tanh", 40, 19, 25, Thresholds(tail_share=4, tail_least=2, band=0.05, silent=0.1, washout=0.95)),
+        pytest.param("lstm", 67, 12, 17, Thresholds(), marks=thorough),
+        pytest.param(
+            "rnn_tanh",
+            40,
+            19,
+            25,
+            Thresholds(tail_share=4, tail_least=2, band=0.05, silent=0.1, washout=0.95),
+            marks=thorough,
+        ),
         ("gru", 5, 17, 8, Thresholds(tail_share=1)),
-        ("rnn_tanh", 66, 16, 8, Thresholds(tail_least=3)),
+        pytest.param("rnn_tanh", 66, 16, 8, Thresholds(tail_least=3), marks=thorough),
         ("rnn_relu", 1, 6, 8, Thresholds()),
         ("rnn_relu", 3, 1, 8, Thresholds()),
     ],
@@ -146,7 +154,7 @@ def _hold_sines(found, y, samples, main):
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
-@pytest.mark.parametrize("scale", [1e4, 30.0, 1e-8])
+@pytest.mark.parametrize("scale", [1e4, pytest.param(30.0, marks=thorough), pytest.param(1e-8, marks=thorough)])
 def test_one_step_of_extreme_weights_is_that_of_the_oracle(kind, scale):
     layer, mean, directions = _layer(kind, 9, scale), torch.zeros(3), torch.randn(3, 1)
     signals, way, state = torch.randn(1, 5), torch.zeros(5, dtype=torch.long), _state(kind, 9, count=5)

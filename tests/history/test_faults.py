@@ -216,7 +216,7 @@ sys.path.insert(0, sys.argv[1])
 from tests.helpers.histories import check_at
 from lstm_monitor.history.sink import HistorySink
 HistorySink(sys.argv[2] + "_before").write(check_at(0))  # all imports are done
-for attempt in range(12):
+for attempt in range(int(sys.argv[3])):
     folder = Path(sys.argv[2], str(attempt))
     child = os.fork()
     if child == 0:
@@ -231,11 +231,12 @@ for attempt in range(12):
 """
 
 
-def test_processes_killed_in_the_middle_of_writing_leave_whole_checks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attempts", [4, pytest.param(12, marks=pytest.mark.thorough)])
+def test_processes_killed_in_the_middle_of_writing_leave_whole_checks(attempts: int, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", WRITE_UNTIL_KILLED, str(root), str(tmp_path / "runs")]
+    command = [sys.executable, "-c", WRITE_UNTIL_KILLED, str(root), str(tmp_path / "runs"), str(attempts)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
-    for attempt in range(12):
+    for attempt in range(attempts):
         history = load_history(tmp_path / "runs" / str(attempt))
         assert history.steps == tuple(range(len(history)))
         assert len(list(history.reports())) == len(history) > 0

@@ -31,7 +31,7 @@ from tests.helpers import trainings
 from tests.helpers.trainings import PACKAGES, callback, differences, loader, modules, seed_all, sequences, trace
 
 LIGHTNING = PACKAGES[0]
-QUICK = {"rankings": ("measured",), "random_orders": 2, "points": 4}
+QUICK = {"rankings": ("measured",), "random_orders": 1, "points": 3}
 both_packages = pytest.mark.parametrize("package", PACKAGES)
 
 
@@ -255,7 +255,7 @@ SCORES: dict[str, tuple[str, str | None]] = {
 @pytest.mark.parametrize("name", SCORES)
 def test_the_intact_score_is_the_trainers_own(name: str, tmp_path: Path) -> None:
     style, score = SCORES[name]
-    report, runner = study_of(tmp_path, quick(score=score), style=style)
+    report, runner = study_of(tmp_path, quick(score=score), style=style, max_epochs=1)
     own = runner.callback_metrics[score or report.study.score]
     assert report.study.intact == pytest.approx(float(own), rel=1e-5)
     assert not [note for note in report.study.notes if "Trainer" in note or "random" in note]
@@ -540,7 +540,7 @@ UNTOUCHED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", UNTOUCHED)
 def test_every_bit_is_the_same_with_and_without(name: str, tmp_path: Path) -> None:
     run = UNTOUCHED[name]
-    ours = callback(LIGHTNING, ablation=AblationCheck(seconds=2.0, random_orders=2, points=4))
+    ours = callback(LIGHTNING, ablation=AblationCheck(seconds=2.0, random_orders=1, points=3))
     assert differences(left_behind(tmp_path, **run), left_behind(tmp_path, ours, **run)) == []
     assert ours.report.study is not None
 

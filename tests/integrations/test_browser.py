@@ -103,7 +103,10 @@ def test_every_page_has_our_tags(address):
         assert set(tags["a"]) == set(tags["b"])
 
 
-@pytest.mark.parametrize("page", ["custom_scalars", "distributions", "images"])
+@pytest.mark.parametrize(
+    "page",
+    ["custom_scalars", *[pytest.param(page, marks=pytest.mark.thorough) for page in ("distributions", "images")]],
+)
 def test_pages_show_charts(address, chromium, page, tmp_path):
     assert colours(chromium, f"{address}#{page}", tmp_path) > BLANK
 

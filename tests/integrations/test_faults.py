@@ -141,7 +141,7 @@ def plant(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return OPTIONS[name]()
     monkeypatch.setattr(f"lstm_monitor.{name}", fail)
     steps = {"every_n_steps": 3} if name.endswith(("_count_steps", "due")) else {}
-    return steps | {"ablation": AblationCheck(rankings=["measured"], random_orders=2, points=4)}
+    return steps | {"ablation": AblationCheck(rankings=["measured"], random_orders=1, points=3)}
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,12 @@ def trained(callbacks: list[Any], build: Callable[[], keras.Model] = everything)
     return [*kept, *states], {name: history.history[name] for name in ("loss", "val_loss")}
 
 
+@pytest.fixture(scope="module")
+def unwatched() -> tuple[list[np.ndarray], Any]:
+    """The same training without us."""
+    return trained([])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -157,8 +163,10 @@ def trained(callbacks: list[Any], build: Callable[[], keras.Model] = everything)
         {"held_out": None, "every_n_steps": 2},
     ],
 )
-def test_weights_optimizer_seeds_and_random_states_are_bit_identical(options: dict[str, Any]) -> None:
-    alone, history = trained([])
+def test_weights_optimizer_seeds_and_random_states_are_bit_identical(
+    options: dict[str, Any], unwatched: tuple[list[np.ndarray], Any]
+) -> None:
+    alone, history = unwatched
     watch, sink = monitor(**options)
     watched, same_history = trained([watch])
     assert len(sink.reports) >= 3

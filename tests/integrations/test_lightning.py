@@ -422,7 +422,7 @@ def python(script: str, *args: Any, cwd: Path | None = None, **environment: str)
     return done.stdout
 
 
-@both_packages
+@pytest.mark.parametrize("package", [LIGHTNING, pytest.param(PACKAGES[1], marks=pytest.mark.thorough)])
 def test_with_one_package_loaded_the_other_is_left_alone(package: str) -> None:
     lightning = package == LIGHTNING
     module = "of_lightning" if lightning else "of_pytorch_lightning"
@@ -430,6 +430,7 @@ def test_with_one_package_loaded_the_other_is_left_alone(package: str) -> None:
     python(ONE_LOADED.format(package=package, module=module, other=other))
 
 
+@pytest.mark.thorough
 def test_with_none_loaded_yet_it_serves_whichever_comes() -> None:
     python(NONE_LOADED)
 

@@ -209,6 +209,12 @@ def warned() -> Iterator[list[str]]:
 
 
 HOSTS = (in_lightning, in_a_loop)
+OF_WANDB = (a_finished_run, a_run_that_was_finished_before, a_run_whose_folder_vanishes)
+PAIRS = [
+    pytest.param(fault, host, marks=pytest.mark.thorough if fault in OF_WANDB and host is in_lightning else ())
+    for fault in FAULTS
+    for host in HOSTS
+]
 
 
 @pytest.fixture(autouse=True)
@@ -229,8 +235,7 @@ def steps_on(folder: Path, name: str = run_key("checks")) -> list[int]:
     return [event.step for event in events.Scalars(name)]
 
 
-@pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("fault", "host"), PAIRS)
 def test_a_lost_sink_is_one_warning_and_the_history_keeps_all(
     fault: Callable[[Path], Fault], host: Callable[..., dict[str, Any]], tmp_path: Path, untouched: dict[Any, Any]
 ) -> None:

@@ -187,6 +187,7 @@ torch.save(train(folder, *ours, noisy=True, logger=loggers, **SHUFFLED), folder 
 """
 
 
+@pytest.mark.thorough
 def test_the_first_import_of_every_library_inside_a_check_leaves_no_trace(tmp_path: Path) -> None:
     root = Path(trainings.__file__).parents[2]
     folders = [tmp_path / which for which in ("with", "without")]

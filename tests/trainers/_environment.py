@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".venv-trainers"
+PINS = Path(__file__).with_name("constraints.txt")
 ALWAYS = ("statsmodels", "scikit-learn")
 EXTRAS = ("tensorboard", "plots")
 INSTALL_SECONDS = 1800
@@ -25,14 +26,17 @@ class CannotInstallError(Exception):
     """pip failed; the message holds its last lines."""
 
 
-def environment(requires: Sequence[str], *, fresh: bool = False) -> Path:
+def environment(requires: Sequence[str], *, fresh: bool = False, newest: bool = False) -> Path:
     """The Python of an environment with torch, the project as it is in this tree, and `requires`; made where it is not.
+
+    The releases are those of ``constraints.txt`` beside this file, or the ``newest``, in an environment made anew.
 
     Raises:
         CannotInstallError: something cannot be installed beside the pinned torch.
     """
-    torch = _made("torch", [_torch_pin()], fresh=False)
-    return _made(name_of(requires), _wanted(requires), over=torch, fresh=fresh)
+    torch = _made("torch", [_torch_pin()], _torch_pin(), fresh=False)
+    name, pins = name_of(requires), _torch_pin() if newest else f"{_torch_pin()}\n{PINS.read_text(encoding='utf-8')}"
+    return _made(f"{name}_newest" if newest else name, _wanted(requires), pins, over=torch, fresh=fresh or newest)
 
 
 def name_of(requires: Sequence[str]) -> str:
@@ -59,24 +63,24 @@ def _torch_pin() -> str:
     return next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
 
 
-def _made(name: str, wanted: list[str], *, over: Path | None = None, fresh: bool) -> Path:
+def _made(name: str, wanted: list[str], pins: str, *, over: Path | None = None, fresh: bool) -> Path:
     folder = FOLDER / name
-    ready, content = folder / "ready", "\n".join([*wanted, _torch_pin(), "" if over is None else _metadata()])
+    ready, content = folder / "ready", "\n".join([*wanted, pins, "" if over is None else _metadata()])
     with _alone(name):
         if fresh or not ready.exists() or ready.read_text() != content:
-            _make(folder, wanted, over)
+            _make(folder, wanted, pins, over)
             ready.write_text(content)
     return folder / "bin" / "python"
 
 
-def _make(folder: Path, wanted: list[str], over: Path | None) -> None:
+def _make(folder: Path, wanted: list[str], pins: str, over: Path | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _call([sys.executable, "-m", "venv", str(folder)])
     if over is not None:
         (_packages(folder) / "below.pth").write_text(f"{_packages(over.parents[1])}\n")
-    pins = folder / "pins.txt"
-    pins.write_text(_torch_pin() + "\n")
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(pins)]
+    kept = folder / "pins.txt"
+    kept.write_text(pins + "\n")
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(kept)]
     _call([*pip, *wanted])
 
 

@@ -37,7 +37,7 @@ def train(script: Script, options: argparse.Namespace) -> Outcome:
     began = time.monotonic()
     try:
         here = Path(sys.executable)
-        python = here if options.python else environment(script.requires, fresh=options.fresh)
+        python = here if options.python else environment(script.requires, fresh=options.fresh, newest=options.newest)
     except CannotInstallError as error:
         return Outcome(script, None, f"cannot be installed:\n{error}", time.monotonic() - began)
     return run(script, python, keep=options.keep)
@@ -61,6 +61,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", help="scripts, such as darts_rnn; all by default")
     parser.add_argument("--fast", action="store_true", help="only those that CI runs")
+    parser.add_argument("--newest", action="store_true", help="the newest releases, not those of constraints.txt")
     parser.add_argument("--write", action="store_true", help="enter the results into docs/trainers.md")
     parser.add_argument("--fresh", action="store_true", help="make the environments anew")
     parser.add_argument("--keep", action="store_true", help="keep what a script wrote, and say where")

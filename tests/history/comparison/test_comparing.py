@@ -62,7 +62,7 @@ def training(
     return tuple(sink.reports)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair() -> RunComparison:
     return compare_runs([training(study=True), training(nn.GRU, 12)], names=["a", "b"])
 
@@ -152,10 +152,14 @@ def test_the_words_say_what_differs_most_and_what_is_lacking(pair: RunComparison
     assert item.distances[1] - item.chance[1] == largest
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_lines_fit_the_width(width: int) -> None:
+@pytest.fixture(scope="module")
+def several() -> RunComparison:
     runs = [training(), training(nn.GRU, 12), training(nn.RNN, 8), training(seed=3)]
-    several = compare_runs(runs, names=["a", "a/rather/long/name/of/a/run", "c", "d"])
+    return compare_runs(runs, names=["a", "a/rather/long/name/of/a/run", "c", "d"])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_lines_fit_the_width(several: RunComparison, width: int) -> None:
     lines = list(comparison_lines(several, width))
     assert max(map(len, lines)) <= width
     assert any("...e/of/a/run" in line for line in lines)

@@ -650,7 +650,7 @@ class Around(nn.LSTM):
         return super().forward(input * 2, hx)
 
 
-@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("around", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(around: bool) -> None:
     model, x = network(), torch.randn(2, 1, 3)
     if around:

@@ -46,6 +46,7 @@ def best(effects: Tensor, k: int) -> list[int]:
     return effects.mean(1).argsort(descending=True)[:k].tolist()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("with_cheap", [False, True])
 def test_at_most_one_race_in_twenty_is_wrong(with_cheap: bool) -> None:
     wrong, work = 0, 0.0

@@ -77,11 +77,6 @@ def words(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts if text.get_text()]
 
 
-def boxes(figure) -> list:
-    as_pixels(figure)
-    return [text.get_window_extent() for axes in figure.axes for text in axes.texts if text.get_text()]
-
-
 CASES = {
     "usual": made(64),
     "four cells": made(4, 1),
@@ -103,7 +98,6 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_word_lies_on_the_card_and_covers_no_other(case):
     figure = study_pictures(CASES[case], 123456)["ablation"]
-    assert as_pixels(figure).shape == (330, 420, 3)
     assert_words_fit(figure, 420, 330)
 
 
@@ -113,7 +107,8 @@ def test_every_word_lies_on_the_overview_and_covers_no_other(case):
 
 
 def assert_words_fit(figure, width: int, height: int) -> None:
-    found = boxes(figure)
+    assert as_pixels(figure).shape == (height, width, 3)
+    found = [text.get_window_extent() for axes in figure.axes for text in axes.texts if text.get_text()]
     for box in found:
         assert box.x0 >= 0
         assert box.y0 >= 0
@@ -209,25 +204,14 @@ def test_settings_of_the_user_do_not_spoil_the_pictures():
         np.testing.assert_array_equal(as_pixels(study_overview(study(made(24)))), usual)
 
 
-def test_matplotlib_is_imported_only_to_draw():
+def test_matplotlib_is_imported_only_to_draw_and_what_is_missing_is_told():
     code = """
 import sys
 from tests.helpers.studies import layer, study, trial
 found = study(layer(trial()))
 repr(found), found.in_words(), found.keep(0.1)
 assert "matplotlib" not in sys.modules and "pandas" not in sys.modules
-found.plot()
-assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_notebook_without_matplotlib_and_what_is_missing():
-    code = """
-import sys
 sys.modules.update(matplotlib=None, pandas=None)
-from tests.helpers.studies import layer, study, trial
-found = study(layer(trial()))
 assert "<img" not in found._repr_html_()
 for method in (found.plot, found.to_pandas):
     try:
@@ -236,5 +220,8 @@ for method in (found.plot, found.to_pandas):
         assert 'pip install "lstm-monitor[plots]"' in str(error)
     else:
         raise AssertionError(method)
+del sys.modules["matplotlib"], sys.modules["pandas"]
+found.plot()
+assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
