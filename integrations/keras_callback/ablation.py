@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from lstm_monitor.core.changes import Change, changed
 from lstm_monitor.core.terms import GATES
-from lstm_monitor.core.undisturbed import Change, changed, undisturbed
+from lstm_monitor.core.undisturbed import undisturbed
 from lstm_monitor.integrations.keras_callback.held_out import KerasData
 from lstm_monitor.integrations.keras_callback.mirror import KerasMirror, cells_of, weights_of
 from lstm_monitor.integrations.keras_callback.weights import Array, as_array, sealed, to_keras

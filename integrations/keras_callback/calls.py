@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from lstm_monitor.core.undisturbed import Change, changed
+from lstm_monitor.core.changes import Change, changed
 from lstm_monitor.integrations.keras_callback.layers import KerasLayers, Site
 
 Modules = Mapping[str, nn.RNNBase]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from lstm_monitor.core.changes import changed, uncompiled
 from lstm_monitor.core.guard import LOG, Guard
-from lstm_monitor.core.undisturbed import changed, uncompiled, undisturbed
+from lstm_monitor.core.undisturbed import undisturbed
 from lstm_monitor.importance.ranking import OF_THE_NETWORK
 from lstm_monitor.monitor.monitor import LSTMMonitor
 from lstm_monitor.snapshots.recorder import Recorder

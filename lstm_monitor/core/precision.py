@@ -16,32 +16,31 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lstm_monitor.core.changes import Change, changed
+
 _THREAD = threading.local()
-PRODUCTS = frozenset(
-    ("matmul", "mm", "mv", "bmm", "dot", "addmm", "addmm_", "addmv", "addmv_", "baddbmm", "baddbmm_", "linear")
-)
+PRODUCTS = {
+    *("matmul", "__rmatmul__", "mm", "mv", "bmm", "dot", "vdot", "inner", "einsum", "tensordot", "linear"),
+    *("addmm", "addmm_", "addmv", "addmv_", "baddbmm", "baddbmm_"),
+}
 """torch's functions that multiply matrices, by name. The recurrent ones are `run_fused`'s to care for."""
 Switch = tuple[Callable[[], Any], Callable[[Any], object], object]
 """How to read one, how to write it, and its value for full precision."""
 
 
-def is_exact() -> bool:
-    """Whether the training itself has full float32 precision on CUDA: by default cuDNN's recurrent layers do not."""
-    return all(getattr(owner, name) in ("ieee", "none", False) for owner, name, _ in _precision()[:2])
-
-
 @contextlib.contextmanager
 def own_precision() -> Iterator[None]:
-    """Inside, in this thread only, products of float32 on another device than the host are made in float64.
+    """Inside, in this thread only, float32 products on another device than the host are made in float64.
 
-    They are then exact whatever torch's switches say, and nothing that other threads see is changed.
+    They are then exact whatever torch's switches say, also if the training sets these meanwhile, and nothing that
+    other threads see is changed. That holds for the functions of `PRODUCTS`, called from Python.
     """
-    _THREAD.in_double = True
+    before, _THREAD.in_double = getattr(_THREAD, "in_double", False), True
     try:
         with _ProductsInDouble():
             yield
     finally:
-        _THREAD.in_double = False
+        _THREAD.in_double = before
 
 
 class _ProductsInDouble(TorchFunctionMode):
@@ -74,8 +73,10 @@ def _double(value: Any) -> Any:
 
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64: Apple's GPUs do not."""
+    if device.type in ("cpu", "cuda"):
+        return True
     try:
-        return device.type in ("cpu", "cuda") or torch.empty(0, dtype=torch.float64, device=device).numel() == 0
+        return bool((torch.zeros(1, dtype=torch.float64, device=device) + 1).isfinite().all())
     except (TypeError, RuntimeError):
         return False
 
@@ -94,13 +95,14 @@ def full_precision() -> Iterator[None]:
     """
     switches = [*_older_precision(), *(_switch(*place) for place in _precision() if place[1] != "allow_tf32")]
     before = [read() for read, _, _ in switches]
-    try:
-        for _, write, exact in switches:
-            write(exact)
+    exact = [value for _, _, value in switches]
+
+    def write(values: Sequence[object]) -> None:
+        for (_, put, _), value in zip(switches, values, strict=True):
+            put(value)
+
+    with changed([Change("precision", partial(write, exact), partial(write, before))]):
         yield
-    finally:
-        for (_, write, _), value in zip(switches, before, strict=True):
-            write(value)
 
 
 def _switch(owner: Any, name: str, exact: object) -> Switch:
@@ -136,7 +138,7 @@ def _own_value(owner: Any) -> str:
     follow and yet show another value, its default; nothing but that value can be written back then.
     """
     above, shown = _above(owner), str(owner.fp32_precision)
-    if above is None or shown != above.fp32_precision:
+    if above is None or shown == "none" or shown != above.fp32_precision:
         return shown
     kept = _own_value(above)
     above.fp32_precision = "ieee" if shown == "tf32" else "tf32"

@@ -65,7 +65,7 @@ def or_on_host(compute: Callable[[T], R], record: T) -> R:
     All tensors of the record and of what is returned are then on the host, and one message says so.
     """
     if lacking := {str(tensor.device) for tensor in tensors_of(record) if not has_float64(tensor.device)}:
-        _tell(f"{', '.join(sorted(lacking))} has no float64; checks are worked out on the host")
+        _tell(f"{', '.join(sorted(lacking))} has no float64; responses and metrics are worked out on the host")
         return compute(to_host(record))
     try:
         return compute(record)

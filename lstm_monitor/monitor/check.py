@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +17,14 @@ from lstm_monitor.characterization import examine
 from lstm_monitor.core.definitions import Thresholds
 from lstm_monitor.core.distributed import from_first, in_processes
 from lstm_monitor.core.guard import LOG, Guard
-from lstm_monitor.core.precision import is_exact
 from lstm_monitor.core.records import Probe, Snapshot
 from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.trees import to_host
 from lstm_monitor.core.undisturbed import beside
-from lstm_monitor.core.weights import LayerWeights
 from lstm_monitor.engines.fused import release_buffers
 from lstm_monitor.importance.scoring import assess
 from lstm_monitor.layers.finding import find_layers
+from lstm_monitor.layers.registered.registry import runs_steps
 from lstm_monitor.monitor.background import BackgroundCheck
 from lstm_monitor.monitor.budget import Clock, Governor
 from lstm_monitor.monitor.distributed import Sharing, first_snapshots
@@ -127,7 +127,7 @@ class Checking:
             step = (self.steps or self.epochs) if step is None else step
             with self.sharing.block():
                 taken = self._take_snapshots(step, epoch, recordings, runs, extra_sinks)
-                if is_deferred and all(isinstance(snap.weights, LayerWeights) for snap in taken.snaps):
+                if is_deferred:
                     self._begin(taken, BackgroundCheck(device))
                     return None
                 results = self._examined(taken)
@@ -138,9 +138,12 @@ class Checking:
         """Whether periodic checks are worked out beside the training.
 
         Not on the CPU, where that slows the training; nor where several processes do in one order what they do
-        together.
+        together; nor where a registered cell runs by the user's own code; nor on several devices.
         """
-        return device is not None and not in_processes()
+        if device is None or in_processes() or os.environ.get("LSTM_MONITOR_BACKGROUND") == "off":
+            return False
+        model = self._known_model()
+        return len({parameter.device for parameter in model.parameters()}) == 1 and not runs_steps(model)
 
     def _take_snapshots(
         self,
@@ -159,18 +162,17 @@ class Checking:
     def _begin(self, taken: _Taken, background: BackgroundCheck[_Results]) -> None:
         """Have a check worked out beside the training; a later hook hands it on."""
         probes = self._memories.recall(taken.snaps)
-        self._begun = (taken, background)
-        self.checked_at, self.last_step = taken.progress, taken.step
-        exact = is_exact()  # as the training has it; its switches stay as they are
 
         def job() -> _Results:
-            with beside(exact=exact):
+            with beside():
                 try:
                     return examine(taken.snaps, probes, self.rank_by, self.thresholds, self.horizon)
                 finally:
                     release_buffers()  # they are of this thread, which ends
 
         background.start(job)
+        self._begun = (taken, background)
+        self.checked_at, self.last_step = taken.progress, taken.step
 
     def settle(self, *, wait: bool = True) -> None:
         """Hand on the check that is worked out beside the training, if one is; `wait` for it, or leave it till later.
@@ -179,9 +181,12 @@ class Checking:
         """
         if self._begun is None or not (wait or self._begun[1].ready()):
             return
-        (taken, background), self._begun = self._begun, None
+        taken, background = self._begun
         with self.guard.protect("A check"), self.clock.continued():
-            results = background.collect()
+            try:
+                results = background.collect()
+            finally:
+                self._begun = None if background.ready() else self._begun  # after Ctrl-C it goes on
             self.clock.beside(background.seconds)
             if not self.guard.idle:
                 self._report(taken, results)

@@ -75,7 +75,7 @@ def frequency_response(
 
 def _checked(frequencies: Sequence[float] | Tensor) -> Values:
     try:
-        asked = torch.as_tensor(frequencies, dtype=torch.float64).cpu().numpy()
+        asked = torch.as_tensor(frequencies, device="cpu").double().numpy()
     except (TypeError, ValueError, RuntimeError):
         asked = np.zeros(0)
     if asked.ndim != 1 or len(asked) == 0 or not ((asked >= 0) & (asked <= 0.5)).all():

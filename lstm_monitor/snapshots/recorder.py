@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
+from lstm_monitor.core.changes import Change, changed
 from lstm_monitor.core.guard import Guard
-from lstm_monitor.core.undisturbed import Change, changed
 from lstm_monitor.layers.inner_calls import InnerHandle, inner_now
 from lstm_monitor.layers.registered.calls import received
 from lstm_monitor.layers.registered.registry import Registration, registration_of

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lstm_monitor.core.undisturbed import changed, uncompiled
+from lstm_monitor.core.changes import changed, uncompiled
 from lstm_monitor.layers.layer import Layers
 from lstm_monitor.snapshots.held_out import Forward, batches_of, check_batch, masks_of, tensors_in, to_device_of
 from lstm_monitor.snapshots.recorder import Recorder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import lstm_monitor as lm
 from lstm_monitor.characterization import examine
 from lstm_monitor.core.definitions import Thresholds
-from lstm_monitor.core.precision import full_precision, is_exact, own_precision, product_type
+from lstm_monitor.core.precision import full_precision, own_precision, product_type
 from lstm_monitor.core.records import Snapshot
 from lstm_monitor.core.terms import Kind
 from lstm_monitor.core.undisturbed import beside
@@ -91,9 +92,42 @@ def test_switches_are_as_they_were_and_follow_as_they_did(before: Any, after: An
 
     def check() -> None:
         with full_precision():
-            assert is_exact()
+            assert [BACKENDS.cudnn.rnn.fp32_precision, BACKENDS.cuda.matmul.fp32_precision] == ["ieee", "ieee"]
 
     assert outcome(check) == outcome(lambda: None)
+
+
+def test_where_nothing_was_set_no_switch_is_ever_seen_at_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads see them, and a product there would be rounded, or refused where the older switch differs."""
+    _start_anew()
+    written: list[Any] = []
+    setter = torch._C._set_fp32_precision_setter
+    monkeypatch.setattr(
+        torch._C, "_set_fp32_precision_setter", lambda *given: (written.append(given[-1]), setter(*given))[1]
+    )
+    with full_precision():
+        seen = list(written)
+    assert set(seen) == {"ieee"}
+
+
+@pytest.mark.parametrize("at", range(1, 16))
+def test_switches_are_as_they_were_after_an_interrupt_at_any_of_them(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _start_anew()
+    before, count = _shown(), 0
+    setter = torch._C._set_fp32_precision_setter
+
+    def interrupted(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        setter(*given)
+        if count == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch._C, "_set_fp32_precision_setter", interrupted)
+    with contextlib.suppress(KeyboardInterrupt), full_precision():
+        pass
+    monkeypatch.undo()
+    assert _shown() == before
 
 
 # Products that do not depend on the switches, on a device that is stood in for
@@ -140,6 +174,9 @@ def test_it_is_of_one_thread_only(monkeypatch: pytest.MonkeyPatch) -> None:
     with Elsewhere(monkeypatch):
         there = There(torch.ones(2))
         with own_precision():
+            with own_precision():
+                pass
+            assert product_type(there) == torch.float64
             thread = threading.Thread(target=lambda: seen.append(product_type(there)))
             thread.start()
             thread.join()
@@ -179,7 +216,7 @@ def test_a_whole_check_beside_a_training_rounds_no_product(
     asked: Any = ({}, "std_x_outgoing", Thresholds(), 8)
     expected = examine(snaps, *asked)
     with Elsewhere(monkeypatch):
-        with pytest.MonkeyPatch.context() as patched, beside(exact=False):
+        with pytest.MonkeyPatch.context() as patched, beside():
             patched.setattr("lstm_monitor.core.undisturbed.full_precision", lambda: pytest.fail("a switch was touched"))
             found = examine(sent(snaps), *asked)
         assert Elsewhere.rounded == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 from torch import nn
 
 import lstm_monitor as lm
-from lstm_monitor.core.precision import is_exact
 from lstm_monitor.core.undisturbed import beside, undisturbed
 from lstm_monitor.monitor import check as module
 from lstm_monitor.monitor.background import BackgroundCheck
@@ -71,24 +69,6 @@ def test_beside_a_training_what_all_threads_share_is_left_alone() -> None:
         assert not torch.equal(torch.get_rng_state(), state)
     with undisturbed():
         assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-
-
-@pytest.mark.parametrize(
-    ("recurrent", "products", "exact"),
-    [
-        ("tf32", "none", False),
-        ("none", "none", True),
-        ("ieee", "tf32", False),
-        (False, False, True),
-        (True, False, False),
-    ],
-)
-def test_where_the_training_has_full_precision(
-    monkeypatch: pytest.MonkeyPatch, recurrent: str | bool, products: str | bool, exact: bool
-) -> None:
-    owners = [(SimpleNamespace(name=value), "name", "ieee") for value in (recurrent, products)]
-    monkeypatch.setattr("lstm_monitor.core.precision._precision", lambda: owners)
-    assert is_exact() == exact
 
 
 # A training whose periodic checks are worked out in a thread, as on CUDA
@@ -161,6 +141,61 @@ def test_in_several_processes_a_check_stays_at_the_hook(
     seen: list[int] = []
     training(lambda monitor, step: seen.append(monitor.checks), steps=4)
     assert seen == [1, 2, 2, 3]
+
+
+def test_the_environment_keeps_checks_at_the_hook(deferred: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For trainings that capture CUDA graphs meanwhile."""
+    monkeypatch.setenv("LSTM_MONITOR_BACKGROUND", "off")
+    seen: list[int] = []
+    training(lambda monitor, step: seen.append(monitor.checks), steps=4)
+    assert seen == [1, 2, 2, 3]
+
+
+class Scaled(nn.Module):
+    """A cell of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.weight = 2, nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.weight * h + x)
+
+
+def test_registered_cells_which_run_the_users_code_are_checked_at_the_hook(deferred: threading.Event) -> None:
+    def step(cell: nn.Module, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = cell(x, h)
+        return h, h
+
+    with lm.register_cell(Scaled, step=step, input_size=2):
+        model = nn.ModuleDict({"own": Scaled(), "rnn": nn.LSTM(2, 3)})
+        monitor = lm.LSTMMonitor(model, every_n_steps=1, budget=None, horizon=8, on_error="raise")
+        monitor.on_train_begin()
+        monitor.on_train_batch_end(0)
+        assert monitor.checks == 2
+
+
+def test_ctrl_c_while_a_hook_waits_for_a_check_does_not_lose_it(
+    deferred: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join, sinks = threading.Thread.join, []
+
+    def interrupted(thread: threading.Thread, *given: Any) -> None:
+        if thread.name == "lstm_monitor" and not deferred.is_set():
+            deferred.set()
+            raise KeyboardInterrupt
+        join(thread, *given)
+
+    def save(monitor: lm.LSTMMonitor, step: int) -> None:
+        sinks.append(monitor.sinks[0])
+        if step == 2:
+            monitor.state_dict()
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training(save)
+    assert [report.step for report in sinks[0].reports] == [0, 2]
+    assert not [thread for thread in threading.enumerate() if thread.name == "lstm_monitor"]
 
 
 def test_a_checkpoint_waits_for_the_check(deferred: threading.Event) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lstm_monitor.core.changes import Change, changed, uncompiled
 from lstm_monitor.core.errors import choose
-from lstm_monitor.core.undisturbed import Change, changed, uncompiled
 from lstm_monitor.importance.removal.cells import Cells, Removal, check_weights, choose_cells
 from lstm_monitor.importance.removal.weight_edits import is_its_own, spans_of, weight_edit
 from lstm_monitor.importance.replay.calls import close_call, open_call, put_forward_back

@@ -80,7 +80,7 @@ def curves(
     found = iter(shared(jobs, costs))
     ends = {0: scale.intact, size: scale.emptied}
     kept = [[scale.kept(ends[n] if n in ends else next(found)) for n in counts.tolist()] for _ in removals]
-    return [torch.tensor(values, dtype=torch.float64) for values in kept]
+    return [torch.tensor(values, dtype=torch.float64, device="cpu") for values in kept]
 
 
 def area(kept: Tensor, counts: Tensor) -> float:

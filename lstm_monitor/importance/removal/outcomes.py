@@ -30,7 +30,7 @@ def output_change(now: Outcome, then: Outcome) -> Tensor:
     """Mean squared change per element of each sequence's output, ``(N,)``."""
     pairs = zip(now.outputs, then.outputs, strict=True)
     changes = [(doubled(a) - doubled(b)).square().mean(1) for a, b in pairs]
-    return torch.cat(changes).cpu() if changes else torch.empty(0)
+    return torch.cat(changes).cpu() if changes else torch.empty(0, device="cpu")
 
 
 def check_alike(now: Outcome, then: Outcome) -> None:

@@ -117,7 +117,7 @@ def race_on(
 ) -> Race:
     """`race` on anything that can be measured: batches of ``sizes`` sequences, of so many `cells`."""
     _check(sizes, cells, k, confidence, cheap)
-    field = _Field(torch.full((cells, sum(sizes)), math.nan, dtype=torch.float64), _as_host(cheap), k)
+    field = _Field(torch.full((cells, sum(sizes)), math.nan, dtype=torch.float64, device="cpu"), _as_host(cheap), k)
     for index, size in enumerate(sizes):
         if field.over or (index > 0 and not in_time(deadline)):
             break
@@ -147,10 +147,10 @@ class _Field:
         self.values, self.cheap, self.k, self.seen = values, cheap, k, 0
         self.corrects = cheap is not None and effective_sequences(cheap) >= EFFECTIVE
         cells = len(values)
-        self.running = torch.arange(cells)
-        self.inside = torch.zeros(cells, dtype=torch.bool)
-        self.mean, self.error = (torch.full((cells,), math.nan, dtype=torch.float64) for _ in range(2))
-        self.sequences = torch.zeros(cells, dtype=torch.long)
+        self.running = torch.arange(cells, device="cpu")
+        self.inside = torch.zeros(cells, dtype=torch.bool, device="cpu")
+        self.mean, self.error = (values.new_full((cells,), math.nan) for _ in range(2))
+        self.sequences = torch.zeros(cells, dtype=torch.long, device="cpu")
 
     @property
     def over(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lstm_monitor.core.undisturbed import Change
+from lstm_monitor.core.changes import Change
 from lstm_monitor.importance.removal.cells import WEIGHTS, Removal
 from lstm_monitor.importance.replay.stages import candidate_rows
 from lstm_monitor.layers.inner_calls import inner_now, inner_of, settle

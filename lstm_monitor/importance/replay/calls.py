@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from lstm_monitor.core.undisturbed import changed, uncompiled
+from lstm_monitor.core.changes import changed, uncompiled
 from lstm_monitor.engines.fused import State
 from lstm_monitor.layers.inner_calls import inner_now, inner_of, settle
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from lstm_monitor.core.undisturbed import changed, uncompiled
+from lstm_monitor.core.changes import changed, uncompiled
 from lstm_monitor.snapshots.outputs import Select, output_tensor
 
 

@@ -194,3 +194,9 @@ def check_outputs(registration: Registration, name: str, ours: Tensor, theirs: T
             "the gates, the biases, the state at the start, and whether sequences are batch_first=; give verify=False "
             "where the module's outputs are not its hidden states"
         )
+
+
+def runs_steps(model: nn.Module) -> bool:
+    """Whether a module of the model is run by a registered step, the user's own code."""
+    known = (registration_of(module) for module in model.modules())
+    return any(registration is not None and registration.step is not None for registration in known)

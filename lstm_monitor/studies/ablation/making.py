@@ -143,7 +143,7 @@ def _layer(bench: Bench, key: LayerKey, asked: Sequence[Ranking | str], better: 
         trials=tuple(
             _trial(ranking, *pair, found, counts, options.seed) for ranking, pair in zip(rankings, pairs, strict=True)
         ),
-        random=torch.stack(random) if random else torch.empty(0, len(counts), dtype=torch.float64),
+        random=torch.stack(random) if random else torch.empty(0, len(counts), dtype=torch.float64, device="cpu"),
         noise=Noise(repeat, *found.halves, order_gap([area(kept, counts) for kept in random])),
         judged="score" if bench.scored else "output",
         intact=scale.intact,
