@@ -183,7 +183,7 @@ def test_lightning_shares_under_ddp(tmp_path: Path) -> None:
     assert first["seen"] == second["seen"] != []
     assert (first["written"], second["written"]) == (4, 0)  # before, two epochs, and the study
     alone, study = first["alone"].layers[0], first["report"].study.layers[0]
-    for name in ("output", "signals"):
+    for name in ("output", "score"):
         assert torch.allclose(getattr(alone.effects, name), getattr(study.effects, name), rtol=1e-5, atol=1e-6)
     for one, other in zip(alone.trials, study.trials, strict=True):
         assert one.ranking.name == other.ranking.name
