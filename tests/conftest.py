@@ -1,6 +1,7 @@
 """Every test starts from the same random states, whatever ran before it."""
 
 import random
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from lstm_monitor.engines import choice
+from tests.helpers.clocks import QuietClock
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +17,14 @@ def _same_random_states() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def quiet_clock(monkeypatch: pytest.MonkeyPatch) -> QuietClock:
+    """Everything that is timed goes by this clock."""
+    clock = QuietClock()
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    return clock
 
 
 @pytest.fixture(autouse=True)
