@@ -36,7 +36,7 @@ SINE = ("amplitude", "phase_lag", "harmonic_distortion", "correlation")
 
 # Neither timed nor stored, and the same examples in every run; the few are the first of the many.
 properties = settings(
-    max_examples=examples(25, 100),
+    max_examples=examples(20, 100),
     deadline=None,
     database=None,
     derandomize=True,
