@@ -3,7 +3,9 @@ BIN := .venv/bin
 SMALL := .venv/.small
 READY := .venv/.ready
 PEERS := .venv/.peers
-PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
+# Workers for two cores: a third would import all the libraries once more.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-trainers test-newest lint bench bench-gpu rankings clean
