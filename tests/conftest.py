@@ -1,5 +1,6 @@
 """Every test starts from the same random states, whatever ran before it."""
 
+import gc
 import random
 import time
 from collections.abc import Iterator
@@ -10,6 +11,17 @@ import torch
 
 from lstm_monitor.engines import choice
 from tests.helpers.clocks import QuietClock
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported stays: no collection of garbage, of which trainers ask for many, has to walk through it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that count what is left at the end find it gone."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
