@@ -5,7 +5,7 @@ READY := .venv/.ready
 PEERS := .venv/.peers
 # Workers for two cores: a third would import all the libraries once more.
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-trainers test-newest lint bench bench-gpu rankings clean

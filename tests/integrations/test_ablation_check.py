@@ -293,7 +293,7 @@ def test_a_returned_loss_is_the_mean_over_sequences(tmp_path: Path) -> None:
     assert (report.study.score, report.study.better) == ("loss", "lower")
 
 
-@pytest.mark.parametrize("style", ["Plain", "Gated"])
+@pytest.mark.parametrize("style", ["Plain", pytest.param("Gated", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_in_other_precisions(precision: str, style: str, tmp_path: Path) -> None:
     report, runner = study_of(tmp_path, quick(), style=style, precision=precision)

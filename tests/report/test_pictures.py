@@ -70,7 +70,10 @@ def assert_drawn(layer: LayerReport, least: int = 100) -> None:
         assert colours(pixels) > least, name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+RARE = ("rnn_relu", "lstm_cell")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.thorough if k in RARE else ()) for k in KINDS])
 def test_every_kind_of_layer(kind):
     assert_drawn(watched(KINDS[kind]))
 
