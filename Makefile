@@ -5,7 +5,9 @@ READY := .venv/.ready
 PEERS := .venv/.peers
 # A Python that has torch: the one that was named, or that of .venv where there is one.
 HERE = $(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/python)),$(PYTHON))
-PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
+# Workers for two cores: a third would import all the libraries once more.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-trainers test-newest lint bench gpu rankings clean

@@ -1,6 +1,8 @@
 """Every test starts from the same random states, whatever ran before it."""
 
+import gc
 import random
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,6 +10,18 @@ import pytest
 import torch
 
 from lstm_monitor.engines import choice
+from tests.helpers.clocks import QuietClock
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported stays: no collection of garbage, of which trainers ask for many, has to walk through it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that count what is left at the end find it gone."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +29,14 @@ def _same_random_states() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def quiet_clock(monkeypatch: pytest.MonkeyPatch) -> QuietClock:
+    """Everything that is timed goes by this clock."""
+    clock = QuietClock()
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    return clock
 
 
 @pytest.fixture(autouse=True)

@@ -87,6 +87,7 @@ class Net(nn.Module):
         return self.head(hidden[:, -1])  # type: ignore[no-any-return]
 
 
+@pytest.mark.thorough
 def test_checks_and_the_ablation_of_a_network_that_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     ablation = lm.AblationCheck(rankings=["auto", "std_x_outgoing"], random_orders=1, points=3, seconds=None)
     with Elsewhere(monkeypatch):

@@ -91,7 +91,7 @@ def in_this_process(folder: Path, name: str, *arguments: str, **environment: str
     """Run an example where its libraries are imported already, and leave environment and folder; what it printed."""
     printed, before = io.StringIO(), dict(os.environ)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), warnings.catch_warnings():
-        warnings.simplefilter("default")  # as for those who run it
+        warnings.simplefilter("ignore")  # what libraries say of themselves fails nobody who runs it
         patch.chdir(folder)
         patch.setattr(sys, "argv", [name, *arguments])
         os.environ.update(environment)

@@ -96,6 +96,7 @@ def test_an_engine_that_is_not_installed_is_said_once(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+@pytest.mark.thorough
 def test_a_broken_engine_gives_way_with_one_message_and_the_same_numbers(tmp_path: Path) -> None:
     for fault, content in BROKEN.items():
         (tmp_path / fault / "numba").mkdir(parents=True)

@@ -89,6 +89,7 @@ def probe_signals(t_steps: int, t_sines: int, dtype: torch.dtype = torch.float32
 # --- cells alone ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 @every_kind
 @both_types
 @pytest.mark.parametrize("size", SIZES)
@@ -145,6 +146,7 @@ def lone(cells: LoneCells) -> LoneWeights:
     return LoneWeights(cells.kind, drive, own, cells.bias.flatten(), recurrent.flatten())
 
 
+@pytest.mark.sweep
 @every_kind
 @both_types
 @pytest.mark.parametrize("size", SIZES)
@@ -329,6 +331,7 @@ def streamed(
     return ENGINE.cell_facts(cells, signals, state, initial, LIMITS)
 
 
+@pytest.mark.sweep
 @every_kind
 @both_types
 @pytest.mark.parametrize(("t_steps", "t_sines"), [(1, 64), (5, 66), (8, 130), (64, 128), (531, 67)])
@@ -416,6 +419,7 @@ print(risen(4096, 1024))
 """
 
 
+@pytest.mark.thorough
 def test_a_large_layer_needs_little_memory() -> None:
     """4,096 cells, 16 stimuli and 1,024 steps, a trace of 268 MB, in less than 32 MiB."""
     done = subprocess.run([sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -19,6 +19,7 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 TYPES = {torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64", int: "i32", float: "fp32"}
 
 
+@pytest.mark.thorough
 def test_the_kernels_are_right_in_the_interpreter(request):
     """In a process of its own: whether Triton interprets is settled when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/helpers/triton_cases.py"]
@@ -72,7 +73,7 @@ def _compile(kind, size=3, count=2):
     ENGINE.cell_facts(cells, Signals(signals, way, signals, way, (0.25,) * count, 0), state, state[0][0], Thresholds())
 
 
-@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("kind", ["lstm", *(pytest.param(k, marks=pytest.mark.thorough) for k in GATES if k != "lstm")])
 def test_the_kernels_compile_for_a_gpu(kind, launches):
     """As they are launched; all in registers, a thread a cell, and in single precision throughout."""
     import triton

@@ -1,11 +1,14 @@
 """What `make test` leaves to `make test-all`: tests marked ``thorough``, which are long and seldom tell anything new.
 
-A plugin of pytest that `conftest.py` loads. ``--thorough`` runs them as well, and property tests draw more examples.
+Of a test marked ``sweep``, which crosses several parameters, these are the cases beyond those in which each two values
+meet. A plugin of pytest that `conftest.py` loads. ``--thorough`` runs all, and property tests draw more examples.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -33,11 +36,45 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave them out."""
-    left_out = [] if config.getoption("--thorough") else [i for i in items if i.get_closest_marker("thorough")]
+    if config.getoption("--thorough"):
+        return
+    for cases in _sweeps(items):
+        for item in _beyond_pairs(cases):
+            item.add_marker("thorough")
+    left_out = [item for item in items if item.get_closest_marker("thorough")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("thorough")]
     config.stash[LEFT_OUT] = len(left_out)
+
+
+def _sweeps(items: Sequence[pytest.Item]) -> Iterable[list[pytest.Item]]:
+    """The cases of each test that is a sweep."""
+    found: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sweep"):
+            found.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return found.values()
+
+
+def _beyond_pairs(cases: Sequence[Any]) -> list[Any]:
+    """The cases without which each two values of different parameters meet still; always the same ones.
+
+    Greedy: those are kept in which most pairs meet that did not before.
+    """
+    pairs = {case: _pairs(case) for case in cases}
+    missing = set().union(*pairs.values())
+    left = list(cases)
+    while missing:
+        best = max(left, key=lambda case: len(missing & pairs[case]))
+        missing -= pairs[best]
+        left.remove(best)
+    return left
+
+
+def _pairs(case: Any) -> set[frozenset[tuple[str, str]]]:
+    values = [(name, str(value)) for name, value in case.callspec.params.items()]
+    return {frozenset(pair) for pair in itertools.combinations_with_replacement(values, 2)}
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

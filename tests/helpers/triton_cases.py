@@ -16,6 +16,7 @@ from tests.helpers import oracles
 
 thorough = pytest.mark.thorough
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+OFTEN = ["lstm", "gru", *(pytest.param(kind, marks=thorough) for kind in ("rnn_tanh", "rnn_relu"))]
 FREQUENCIES = (0.3, 1 / 4)
 EDGE = 2e-5
 INDICES = ("peak_at", "rise_from", "rise_to", "outside")
@@ -52,7 +53,7 @@ def _oracle(layer, directions, signals, way, mean, hidden_mean, state):
     return found["hidden"], found.get("cell")
 
 
-@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("kind", OFTEN)
 def test_the_trace_is_that_of_the_oracle(kind):
     layer, mean, hidden_mean, directions = _layer(kind, 4), torch.randn(3), torch.randn(4), torch.randn(3, 2)
     signals, way = torch.randn(12, 3), torch.tensor([1, 0, 1])
@@ -91,7 +92,7 @@ def _first(beyond, index):
     assert (beyond[(time == index)] >= -EDGE).all()
 
 
-@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("kind", OFTEN)
 def test_the_facts_of_steps_are_those_of_the_oracle(kind):
     layer, mean, hidden_mean, directions = _layer(kind, 6, 0.4), torch.randn(3), torch.randn(6), torch.randn(3, 2)
     state, signals = _state(kind, 6), _signals(24, 8)
@@ -153,7 +154,7 @@ def _hold_sines(found, y, samples, main):
             torch.testing.assert_close(found.window.double(), cut.T, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("kind", OFTEN[:3])
 @pytest.mark.parametrize("scale", [1e4, pytest.param(30.0, marks=thorough), pytest.param(1e-8, marks=thorough)])
 def test_one_step_of_extreme_weights_is_that_of_the_oracle(kind, scale):
     layer, mean, directions = _layer(kind, 9, scale), torch.zeros(3), torch.randn(3, 1)

@@ -231,11 +231,14 @@ for attempt in range(int(sys.argv[3])):
 """
 
 
+TORCH = {"LSTM_MONITOR_ENGINE": "torch"}  # importing numba takes longer than all the rest
+
+
 @pytest.mark.parametrize("attempts", [4, pytest.param(12, marks=pytest.mark.thorough)])
 def test_processes_killed_in_the_middle_of_writing_leave_whole_checks(attempts: int, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", WRITE_UNTIL_KILLED, str(root), str(tmp_path / "runs"), str(attempts)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", **TORCH}, timeout=120)
     for attempt in range(attempts):
         history = load_history(tmp_path / "runs" / str(attempt))
         assert history.steps == tuple(range(len(history)))

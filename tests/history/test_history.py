@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("with_data", [True, False])
+@pytest.mark.parametrize("with_data", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_every_report_is_read_as_it_was_written(kind: str, with_data: bool, tmp_path: Path) -> None:
     memory = MemorySink()
     train(Net(**KINDS[kind]), [memory, HistorySink(tmp_path)], sequences() if with_data else None)

@@ -35,7 +35,7 @@ def asked(report: lm.Report) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "both ways"])
-@pytest.mark.parametrize("with_data", [True, False])
+@pytest.mark.parametrize("with_data", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_the_same_question_gets_the_same_answer(name: str, with_data: bool, tmp_path: Path) -> None:
     sink = HistorySink(tmp_path, save_weights=True)
     train(MODELS[name](), [sink], sequences() if with_data else None, horizon=None)

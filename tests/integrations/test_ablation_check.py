@@ -28,6 +28,7 @@ import lstm_monitor as lm
 from lstm_monitor.report.keys import key
 from lstm_monitor.studies.ablation.check import AblationCheck
 from tests.helpers import trainings
+from tests.helpers.clocks import QuietClock
 from tests.helpers.trainings import PACKAGES, callback, differences, loader, modules, seed_all, sequences, trace
 
 LIGHTNING = PACKAGES[0]
@@ -292,7 +293,7 @@ def test_a_returned_loss_is_the_mean_over_sequences(tmp_path: Path) -> None:
     assert (report.study.score, report.study.better) == ("loss", "lower")
 
 
-@pytest.mark.parametrize("style", ["Plain", "Gated"])
+@pytest.mark.parametrize("style", ["Plain", pytest.param("Gated", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_in_other_precisions(precision: str, style: str, tmp_path: Path) -> None:
     report, runner = study_of(tmp_path, quick(), style=style, precision=precision)
@@ -536,8 +537,13 @@ UNTOUCHED: dict[str, dict[str, Any]] = {
 }
 
 
+OFTEN = ("dropout and batch norm", "random", "metric objects", "bf16-mixed")
+
+
 @pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
-@pytest.mark.parametrize("name", UNTOUCHED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.thorough) for name in UNTOUCHED]
+)
 def test_every_bit_is_the_same_with_and_without(name: str, tmp_path: Path) -> None:
     run = UNTOUCHED[name]
     ours = callback(LIGHTNING, ablation=AblationCheck(seconds=2.0, random_orders=1, points=3))
@@ -715,12 +721,12 @@ def test_no_bar_where_the_trainer_shows_none(tmp_path: Path, capsys: pytest.Capt
     assert "ablation: " not in "".join(capsys.readouterr())
 
 
-def test_its_time_is_neither_training_nor_checks(tmp_path: Path) -> None:
+def test_its_time_is_neither_training_nor_checks(tmp_path: Path, quiet_clock: QuietClock) -> None:
     waiting: list[float] = []
 
     def slow(model: Any) -> float:
         waiting.append(0.02)
-        time.sleep(0.02)
+        quiet_clock.wait(0.02)
         return float(model(sequences(3, 8)).mean())
 
     ours = callback(LIGHTNING, ablation=quick(score=slow))

@@ -165,7 +165,7 @@ def test_a_fault_is_one_warning_and_the_training_ends_as_without_us(
     assert texts[0].startswith(alone.get(name, rests))
 
 
-@pytest.mark.parametrize("name", [*PATCHED, *OPTIONS])
+@pytest.mark.parametrize("name", [*[pytest.param(name, marks=pytest.mark.thorough) for name in PATCHED], *OPTIONS])
 def test_the_same_fault_is_raised_where_that_is_asked_for(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_checkpoint_goes_on_and_others_load_it(tmp_path: Path) -> None:
     assert sink.reports[0].checks == 3
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_without_the_monitor_is_resumed_with_it(tmp_path: Path) -> None:
     saving = {"save_strategy": "epoch"}
     whole = trained(tmp_path, **saving)
@@ -149,6 +150,7 @@ class Failing(TrainerCallback):
         raise KeyboardInterrupt
 
 
+@pytest.mark.thorough
 def test_copies_several_models_and_ctrl_c(tmp_path: Path) -> None:
     sink = Closing()
     watching = monitor(sinks=[sink])
@@ -187,6 +189,7 @@ def test_what_the_trainer_reports_to_tensorboard_has_our_values_beside(tmp_path:
     assert lm.load_history(tmp_path).steps == (0, 6, 12)
 
 
+@pytest.mark.thorough
 def test_a_state_that_is_not_ours_is_one_warning(tmp_path: Path) -> None:
     trained(tmp_path, monitor(), save_strategy="epoch")
     file = tmp_path / "checkpoint-6" / "trainer_state.json"

@@ -63,6 +63,7 @@ def assert_same_as_keras(layer: keras.Layer, masked: bool) -> None:
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("kind", KINDS)

@@ -422,7 +422,8 @@ def python(script: str, *args: Any, cwd: Path | None = None, **environment: str)
     return done.stdout
 
 
-@pytest.mark.parametrize("package", [LIGHTNING, pytest.param(PACKAGES[1], marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@both_packages
 def test_with_one_package_loaded_the_other_is_left_alone(package: str) -> None:
     lightning = package == LIGHTNING
     module = "of_lightning" if lightning else "of_pytorch_lightning"

@@ -209,9 +209,10 @@ def warned() -> Iterator[list[str]]:
 
 
 HOSTS = (in_lightning, in_a_loop)
+USUAL = (a_finished_run, in_a_loop)
 OF_WANDB = (a_finished_run, a_run_that_was_finished_before, a_run_whose_folder_vanishes)
 PAIRS = [
-    pytest.param(fault, host, marks=pytest.mark.thorough if fault in OF_WANDB and host is in_lightning else ())
+    pytest.param(fault, host, marks=pytest.mark.thorough if fault in OF_WANDB and (fault, host) != USUAL else ())
     for fault in FAULTS
     for host in HOSTS
 ]

@@ -87,7 +87,15 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUNS)
+OFTEN = (
+    "plain", "dropout and batch norm", "two workers", "bf16-mixed, held-out", "two optimizers", "early stopping",
+    "steps, scheduled", "TensorBoard and CSV", "late model",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.thorough) for name in RUNS]
+)
 def test_every_bit_is_the_same_with_and_without(name: str, tmp_path: Path) -> None:
     run, options = RUNS[name]
     ours = callback(LIGHTNING, **options)

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up <Temporar
 
 AXIS = run_key("step")
 KINDS = ("LSTM", "GRU", "RNN")
+THOROUGH = pytest.mark.thorough
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +201,10 @@ def test_pictures_are_written_at_every_check(runs, kind):
             assert len(shown.getcolors(1_000_000)) > 60
 
 
-@pytest.mark.parametrize(("every", "steps"), [(0, []), (2, [0, 4, 5]), (None, [0, 2, 4, 5])])
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [pytest.param(0, [], marks=THOROUGH), (2, [0, 4, 5]), pytest.param(None, [0, 2, 4, 5], marks=THOROUGH)],
+)
 def test_pictures_every_nth_check_and_at_the_last(tmp_path, every, steps):
     with wandb_runs.start(tmp_path) as run:
         watch(run, network("GRU"), pictures_every=every)

@@ -36,7 +36,7 @@ SINE = ("amplitude", "phase_lag", "harmonic_distortion", "correlation")
 
 # Neither timed nor stored, and the same examples in every run; the few are the first of the many.
 properties = settings(
-    max_examples=examples(25, 100),
+    max_examples=examples(20, 100),
     deadline=None,
     database=None,
     derandomize=True,
@@ -144,7 +144,7 @@ def test_step_metrics_equal_the_naive_oracle(drawn: tuple[Array, float]) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_step_metrics_equal_the_naive_oracle_on_every_kind_of_response(kind: str) -> None:
-    drawn = [random_response(kind, seed, 1, 120) for seed in range(60)]
+    drawn = [random_response(kind, seed, 1, 120) for seed in range(examples(20, 60))]
     for y, y0 in drawn:
         if is_clear(y, y0):
             assert_equals_oracle(y, y0)

@@ -228,7 +228,7 @@ def test_two_optimizers_of_one_model_or_only_one_of_them() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch 2.13's compiler uses what it deprecates
-@pytest.mark.parametrize("what", ["step", "loop"])
+@pytest.mark.parametrize("what", ["step", pytest.param("loop", marks=pytest.mark.thorough)])
 def test_compiled_steps(what: str) -> None:
     def train(watch: bool) -> tuple[nn.Module, int]:
         torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Every picture draws for every kind of layer and in every corner case, without warnings and without global state."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -69,12 +70,15 @@ def assert_drawn(layer: LayerReport, least: int = 100) -> None:
         assert colours(pixels) > least, name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+RARE = ("rnn_relu", "lstm_cell")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.thorough if k in RARE else ()) for k in KINDS])
 def test_every_kind_of_layer(kind):
     assert_drawn(watched(KINDS[kind]))
 
 
-@pytest.mark.parametrize("cells", [1, 2, 9, 11, 1000])
+@pytest.mark.parametrize("cells", [1, 2, 9, 11, 60, pytest.param(1000, marks=pytest.mark.thorough)])
 def test_any_number_of_cells(cells):
     assert_drawn(watched(nn.GRU(2, cells), horizon=16))
 
@@ -207,7 +211,8 @@ assert "matplotlib" not in sys.modules
 report.pictures(), report.plot()
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    quick = {**os.environ, "LSTM_MONITOR_ENGINE": "torch"}  # importing numba takes longer than all the rest
+    subprocess.run([sys.executable, "-c", code], check=True, env=quick)
 
 
 def overlaps(boxes) -> list[tuple[int, int]]:
@@ -215,7 +220,7 @@ def overlaps(boxes) -> list[tuple[int, int]]:
     return [(i, j) for i, j in pairs if boxes[i].overlaps(boxes[j])]
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(0.1, marks=pytest.mark.thorough), 0.01])
 def test_no_text_covers_another(scale):
     torch.manual_seed(0)
     model = nn.LSTM(2, 24, num_layers=2, bidirectional=True)

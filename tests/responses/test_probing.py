@@ -55,6 +55,7 @@ def agree(mine: lm.Metric, plain: lm.Metric) -> None:
         torch.testing.assert_close(mine.cells, plain.cells, rtol=1e-7, atol=1e-9, equal_nan=True)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("horizon", "more"), [(64, 0), (128, 0), (64, 20), (128, 20)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_check_finds_what_respond_and_measure_find(kind: str, horizon: int, more: int) -> None:

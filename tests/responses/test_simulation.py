@@ -155,6 +155,7 @@ def stimuli_for(snap: Snapshot, steps: int = 40) -> list[Stimulus]:
 # --- against the float64 loop ------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 @PRECISIONS
 @MODES
 @pytest.mark.parametrize(("kind", "options"), CASES)
@@ -171,6 +172,7 @@ def test_steps_and_sines(kind: type[nn.RNNBase], options: dict[str, Any], mode: 
         assert response.stimuli == tuple(stimuli)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "dtype"), [("numba", torch.float32), *((name, dtype) for name in ("torch", "loop") for dtype in TOLERANCE)]
 )
@@ -187,6 +189,7 @@ def test_every_engine_that_may_be_chosen(
             assert_agree(response, expected_of_stimuli(rnn, snap, stimuli, mode), TOLERANCE[dtype])
 
 
+@pytest.mark.sweep
 @PRECISIONS
 @MODES
 @pytest.mark.parametrize("source", ["held_out", "random_bank"])
@@ -241,6 +244,7 @@ def test_one_step_from_the_oracles_state_with_extreme_weights(
     assert_agree(response, expected, TOLERANCE[dtype] * scale)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("field", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
 @pytest.mark.parametrize("wanted", ["coupled", "alone"])
 @pytest.mark.parametrize(("kind", "options"), KINDS)
@@ -333,6 +337,7 @@ def test_only_what_was_asked_for_is_kept(record: tuple[str, ...]) -> None:
         assert all(gate.shape == (4, H, 40) for gate in response.gates.values())
 
 
+@pytest.mark.sweep
 @MODES
 @pytest.mark.parametrize("count", [16, 17, 40])
 @pytest.mark.parametrize(("kind", "options"), KINDS)

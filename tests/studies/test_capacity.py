@@ -560,6 +560,7 @@ def _studies() -> Iterator[tuple[str, CapacityStudy]]:
     yield "no output", untrained([4, 8], build=Mute, **score)
 
 
+@pytest.mark.thorough
 def test_pictures_of_all_kinds_draw_and_hold_their_words():
     for name, study in _studies():
         check_picture(study)

@@ -117,6 +117,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # said once a process
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("keep", [UNIFORM, RAGGED], ids=["uniform", "ragged"])

@@ -153,6 +153,7 @@ def removal(module: Any, value: float = 0.0) -> tuple[dict[str, list[int]], Gone
 MATRIX = list(product(KINDS, (1, 2), (False, True), (False, True), (False, True), TOLERANCE))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("kind", "layers", "both", "bias", "batch_first", "dtype"), MATRIX)
 def test_zero_is_the_masked_unroll_in_every_form_of_call(
     kind: str, layers: int, both: bool, bias: bool, batch_first: bool, dtype: torch.dtype
@@ -248,6 +249,7 @@ def test_carried_states_of_truncated_sequences(kind: str) -> None:
 MEANS = list(product(KINDS, (1, 2), (False, True), (False, True), (torch.float32, torch.float64)))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("kind", "layers", "both", "bias", "dtype"), MEANS)
 def test_mean_is_the_unroll_with_cells_that_stand_still(
     kind: str, layers: int, both: bool, bias: bool, dtype: torch.dtype
@@ -280,6 +282,7 @@ def test_thinned_projections_and_states_that_are_given(mode: Any, dtype: torch.d
             agree(got, unroll(module, x, states, lengths, gone), 1e-6 if dtype == torch.float32 else 1e-12)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("kind", "both", "bias", "dtype"), list(product(KINDS, (False, True), (False, True), TOLERANCE))
 )
@@ -650,8 +653,9 @@ class Around(nn.LSTM):
         return super().forward(input * 2, hx)
 
 
-@pytest.mark.parametrize("around", [False, pytest.param(True, marks=pytest.mark.thorough)])
-def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(around: bool) -> None:
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("around", [False, True])
+def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(around: bool, stride: int) -> None:
     model, x = network(), torch.randn(2, 1, 3)
     if around:
         model["rnn"] = Around(3, 5, 2, bidirectional=True)
@@ -666,7 +670,7 @@ def test_an_interrupt_at_any_line_of_ours_leaves_nothing_behind(around: bool) ->
     place = 1
     while interrupted_at(place, act):
         assert everything(model) == before, f"interrupted at {place}"
-        place += 1
+        place += stride
     assert place > 300, place
 
 

@@ -22,6 +22,7 @@ from lstm_monitor.importance.removal.outcomes import output_change, output_varia
 from lstm_monitor.importance.removal.single_cells import Singles, singles
 from lstm_monitor.layers.finding import find_layers
 from lstm_monitor.snapshots.runs import Run, runs_of
+from tests.helpers.clocks import QuietClock
 from tests.helpers.masked import masked, rewritten
 
 N, T, IN = 4, 5, 3
@@ -582,19 +583,19 @@ def test_means_of_batches_count_by_their_weight() -> None:
     assert bool(torch.isnan(found.output_effects()).all())
 
 
-def slow(model: nn.Module, x: Tensor, seconds: float) -> Run:
+def slow(model: nn.Module, x: Tensor, seconds: float, clock: QuietClock) -> Run:
     def call() -> Tensor:
-        time.sleep(seconds)
+        clock.wait(seconds)
         return model(x)
 
     return Run(call)
 
 
-def test_the_first_run_goes_as_far_as_there_is_time() -> None:
+def test_the_first_run_goes_as_far_as_there_is_time(quiet_clock: QuietClock) -> None:
     model = Net(nn.LSTM(IN, 40, batch_first=True)).double()
     ticks: list[int] = []
     with undisturbed(model):
-        network = Network(model, find_layers(model), [slow(model, data(), 0.01), slow(model, data(), 0.01)])
+        network = Network(model, find_layers(model), [slow(model, data(), 0.01, quiet_clock) for _ in range(2)])
         began = time.perf_counter()
         found = singles(network, LayerKey("rnn", 0), began + 0.1, tick=lambda: ticks.append(1))
         took = time.perf_counter() - began
@@ -606,10 +607,10 @@ def test_the_first_run_goes_as_far_as_there_is_time() -> None:
     assert len(ticks) >= int(known.sum())
 
 
-def test_later_runs_are_whole_or_left_out() -> None:
+def test_later_runs_are_whole_or_left_out(quiet_clock: QuietClock) -> None:
     model = Net(nn.LSTM(IN, 10, batch_first=True)).double()
     with undisturbed(model):
-        network = Network(model, find_layers(model), [slow(model, data(), 0.004) for _ in range(5)])
+        network = Network(model, find_layers(model), [slow(model, data(), 0.004, quiet_clock) for _ in range(5)])
         found = singles(network, LayerKey("rnn", 0), time.perf_counter() + 0.12)
     assert 1 <= found.runs < 5
     assert found.output.shape == (10, N * found.runs)
@@ -623,11 +624,11 @@ def test_one_cell_is_measured_when_the_time_is_over_already() -> None:
     assert torch.isnan(found.output_effects()).tolist() == [False] + 9 * [True]
 
 
-def test_half_of_the_time_is_left_for_the_score() -> None:
+def test_half_of_the_time_is_left_for_the_score(quiet_clock: QuietClock) -> None:
     model = Net(nn.LSTM(IN, 8, batch_first=True)).double()
     key = LayerKey("rnn", 0)
     with undisturbed(model):
-        shown = [slow(model, data(), 0.005) for _ in range(20)]
+        shown = [slow(model, data(), 0.005, quiet_clock) for _ in range(20)]
         last = Run(lambda: float(model(data()).mean()), score=lambda value: value, watched=False)
         network = Network(model, find_layers(model), [*shown, last])
         found = singles(network, key, time.perf_counter() + 0.2)

@@ -103,6 +103,7 @@ class Oracle:
         return torch.stack(squares).mean((0, 1)).sqrt()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)

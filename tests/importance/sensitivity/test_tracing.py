@@ -100,6 +100,7 @@ class Reader(nn.Module):
         return self.readout(out).tanh() + finals
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("kind", "layers", "both", "bias", "batch_first"),
     list(product(KINDS, (1, 2), (False, True), (False, True), (False, True))),

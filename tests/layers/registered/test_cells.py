@@ -62,6 +62,7 @@ def same(one: lm.LayerReport, other: lm.LayerReport, within: float) -> None:
     assert torch.allclose(one.trace.change, other.trace.change, atol=within)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("how", ["step", "weights"])
 @pytest.mark.parametrize("form", ["cell", "layer"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -101,7 +101,12 @@ def test_every_word_lies_on_the_card_and_covers_no_other(case):
     assert_words_fit(figure, 420, 330)
 
 
-@pytest.mark.parametrize("case", CASES)
+OFTEN = ("usual", "one cell", "many", "no score", "long name", "nothing measured")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in OFTEN else pytest.mark.thorough) for case in CASES]
+)
 def test_every_word_lies_on_the_overview_and_covers_no_other(case):
     assert_words_fit(study_overview(study(CASES[case])), 1320, 350)
 
@@ -204,6 +209,7 @@ def test_settings_of_the_user_do_not_spoil_the_pictures():
         np.testing.assert_array_equal(as_pixels(study_overview(study(made(24)))), usual)
 
 
+@pytest.mark.thorough
 def test_matplotlib_is_imported_only_to_draw_and_what_is_missing_is_told():
     code = """
 import sys

@@ -102,11 +102,11 @@ def test_its_layers_are_those_that_are_watched_unless_it_says_so():
         assert [str(layer.key) for layer in monitor.report.study.layers] == expected
 
 
-def test_its_time_counts_neither_as_training_nor_as_checks():
+def test_its_time_counts_neither_as_training_nor_as_checks(quiet_clock):
     spent = []
 
     def slow(model: nn.Module) -> Tensor:
-        time.sleep(0.02)
+        quiet_clock.wait(0.02)
         spent.append(0.02)
         return model(data()).mean()
 

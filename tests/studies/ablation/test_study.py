@@ -34,6 +34,7 @@ from lstm_monitor.studies.ablation.bench import Bench, StudyOptions
 from lstm_monitor.studies.ablation.effects import _values
 from lstm_monitor.studies.ablation.study import ablation_study
 from lstm_monitor.studies.pruning.pruning import prune
+from tests.helpers.clocks import QuietClock
 from tests.helpers.masked import masked, rewritten
 
 H, KEY = 12, LayerKey("rnn", 0)
@@ -554,13 +555,12 @@ def test_the_model_is_as_before() -> None:
 # --- time and choices -----------------------------------------------------------------------------------------
 
 
-def slowly(model: nn.Module) -> Tensor:
-    time.sleep(0.02)
-    return losses(model)
-
-
 @torch.no_grad()
-def test_a_tiny_budget_is_kept_and_said() -> None:
+def test_a_tiny_budget_is_kept_and_said(quiet_clock: QuietClock) -> None:
+    def slowly(model: nn.Module) -> Tensor:
+        quiet_clock.wait(0.02)
+        return losses(model)
+
     began = time.perf_counter()
     study = ablation_study(trained(), slowly, held_out=X, seconds=0.3)
     took = time.perf_counter() - began
@@ -587,11 +587,11 @@ def test_enough_time_changes_nothing() -> None:
 
 
 @torch.no_grad()
-def test_part_of_the_batches_is_an_estimate() -> None:
+def test_part_of_the_batches_is_an_estimate(quiet_clock: QuietClock) -> None:
     model, batches = trained(), list(X.split(20))
 
     def waits(net: nn.Module, x: Tensor) -> Tensor:
-        time.sleep(0.01)
+        quiet_clock.wait(0.01)
         return net(x)
 
     study = ablation_study(model, held_out=batches, forward=waits, seconds=1.2, **QUICK)
