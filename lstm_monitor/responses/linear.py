@@ -75,7 +75,8 @@ def frequency_response(
 
 def _checked(frequencies: Sequence[float] | Tensor) -> Values:
     try:
-        asked = torch.as_tensor(frequencies, device="cpu").double().numpy()
+        given = frequencies.cpu() if isinstance(frequencies, Tensor) else frequencies
+        asked = torch.as_tensor(given, dtype=torch.float64, device="cpu").numpy()
     except (TypeError, ValueError, RuntimeError):
         asked = np.zeros(0)
     if asked.ndim != 1 or len(asked) == 0 or not ((asked >= 0) & (asked <= 0.5)).all():

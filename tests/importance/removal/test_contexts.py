@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import random_unstructured
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lstm_monitor.core import undisturbed
+from lstm_monitor.core import changes, undisturbed
 from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.importance.removal import cells, weight_edits
 from lstm_monitor.importance.removal import contexts as ablation
@@ -486,7 +486,7 @@ def test_wrong_states_are_left_for_torch_to_refuse() -> None:
 def everything(model: nn.Module) -> list[Any]:
     """All that must not change: every bit of memory, where it lies, counters, flags, attributes, random states."""
     found: list[Any] = [torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes()]
-    found += [dict(undisturbed._OPEN), torch._dynamo.eval_frame._stance.stance]
+    found += [dict(changes._OPEN), torch._dynamo.eval_frame._stance.stance]
     for module in model.modules():
         found += [type(module), {name: id(value) for name, value in vars(module).items()}]
         found += [list(module._forward_pre_hooks), list(module._forward_pre_hooks_with_kwargs)]
@@ -612,8 +612,8 @@ def test_nested_contexts_of_the_same_cells_keep_what_the_outer_one_set() -> None
 # --- interrupts at every line ------------------------------------------------------------------------------
 
 
-OURS = {module.__file__ for module in (ablation, cells, undisturbed, inner_calls, weight_edits)}
-with open(undisturbed.__file__) as source:
+OURS = {module.__file__ for module in (ablation, cells, changes, undisturbed, inner_calls, weight_edits)}
+with open(changes.__file__) as source:
     LINES = source.read().splitlines()
 FIRST = LINES.index("    finally:") + 1
 BETWEEN = range(FIRST, FIRST + 4)
@@ -629,7 +629,7 @@ def interrupted_at(place: int, act: Callable[[], None]) -> bool:
         if frame.f_code.co_filename not in OURS or frame.f_code.co_name == "<genexpr>":
             return None
         if event in ("line", "call") and not (
-            frame.f_code.co_filename == undisturbed.__file__ and frame.f_lineno - 1 in BETWEEN and event == "line"
+            frame.f_code.co_filename == changes.__file__ and frame.f_lineno - 1 in BETWEEN and event == "line"
         ):
             count += 1
             if count == place:
