@@ -7,7 +7,9 @@ status is 1 if anything failed.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from gpu.page import Page
@@ -25,6 +27,8 @@ HEADINGS = {
 def main() -> int:
     """Run all sections; 1 if anything failed."""
     options = _options()
+    if find_spec("torch") is None:
+        raise SystemExit(f"make gpu: {sys.executable} has no torch; name one that has: make gpu PYTHON=...")
     began = time.monotonic()
     until = time.monotonic() + options.seconds * (PATIENCE if options.dry_run else 1)
     page = Page(options.out / ("dry.md" if options.dry_run else "gpu.md"))
@@ -32,7 +36,8 @@ def main() -> int:
     machine, *others = sections(dry=options.dry_run)
     run(machine, page, until)
     if page.tally.failed:
-        page.words("Nothing else was run: without a GPU there is only the dry run, `make gpu DRY=1`.")
+        instead = "" if options.dry_run else ": without a GPU there is only the dry run, `make gpu DRY=1`"
+        page.words(f"Nothing else was run{instead}.")
         return 1
     for section in others:
         if options.only is None or options.only in section.title:
@@ -51,18 +56,20 @@ def _options() -> argparse.Namespace:
 
 
 def _summarize(page: Page, seconds: float, *, dry: bool) -> None:
-    """What passed, what failed, and the figures beside what they should be."""
-    tally = page.tally
+    """What passed, what failed, and the figures beside what they should be; in the file it comes first."""
+    tally, since = page.tally, page.length
     page.heading("Summary")
     if tally.targets:
         page.table("Figures and what they should reach.", ["what", "found", "at most", "reached"])
         for name, found, most, reached in tally.targets:
             page.row([name, found, most, {None: "", True: "yes", False: "**no**"}[reached]])
     run_as = "a dry run on the CPU" if dry else "on the GPU"
-    page.words(f"{tally.passed} passed, {len(tally.failed)} failed, in {seconds:.0f} s ({run_as}).")
+    counts = f"{tally.passed} passed, {len(tally.failed)} failed, {tally.not_run} not run"
+    page.words(f"{counts}, in {seconds:.0f} s ({run_as}).")
     for name in tally.failed:
         page.words(f"- failed: {name}")
-    page.words(f"This page is {page.path}.")
+    page.lead_with(since)
+    print(f"This page is {page.path}.")
 
 
 if __name__ == "__main__":

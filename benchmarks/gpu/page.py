@@ -14,6 +14,7 @@ class Tally:
     """For the summary: `targets` are rows of a name, a figure, the most that it should be, and whether it is."""
 
     passed: int = 0
+    not_run: int = 0
     failed: list[str] = field(default_factory=list)
     targets: list[tuple[str, str, str, bool | None]] = field(default_factory=list)
 
@@ -25,14 +26,27 @@ class Page:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.tally = path, Tally()
         self._in_table = False
+        self._written: list[str] = []
         for file in (path, path.with_suffix(".log")):
             file.write_text("", encoding="utf-8")
 
     def write(self, text: str) -> None:
         """A piece of Markdown, at once."""
         print(text, flush=True)
+        self._written.append(text)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
+
+    @property
+    def length(self) -> int:
+        """The number of pieces so far."""
+        return len(self._written)
+
+    def lead_with(self, since: int) -> None:
+        """Put all pieces from the number `since` on right after the first one, in the file."""
+        first, *others = self._written
+        order = [first, *self._written[since:], *others[: since - 1]]
+        self.path.write_text("".join(f"{text}\n" for text in order), encoding="utf-8")
 
     def heading(self, text: str, level: int = 2) -> None:
         """A heading, apart from what is around it."""
@@ -85,7 +99,9 @@ class Page:
         return told
 
     def _count(self, told: dict[str, Any]) -> None:
-        if told["passed"]:
+        if told["passed"] is None:
+            self.tally.not_run += 1
+        elif told["passed"]:
             self.tally.passed += 1
         else:
             self.tally.failed.append(told["verdict"])

@@ -9,6 +9,9 @@ import pytest
 from gpu.parts import POISONED, done_before, is_lost
 from gpu.telling import begun, row, table, verdict
 
+NOT_RUN = "not run"
+"""The property in which a test says why it did nothing here."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that were begun in an earlier process are not run again."""
@@ -27,11 +30,11 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A row for the test, or for what failed around it."""
     if report.when == "call" or not report.passed:
-        figures = ", ".join(f"{name} {value}" for name, value in report.user_properties)
-        said = "; ".join(part for part in (figures, _reason(report)) if part)
-        outcome = report.outcome if report.passed else f"**{report.outcome}**"
-        row(_name(report.nodeid), outcome, f"{report.duration:.1f}", said)
-        verdict(report.nodeid, passed=report.passed)
+        figures, is_run = dict(report.user_properties), NOT_RUN not in dict(report.user_properties)
+        said = [str(figures.pop(NOT_RUN, "")), *(f"{name} {value}" for name, value in figures.items()), _reason(report)]
+        outcome = (report.outcome if is_run else NOT_RUN) if report.passed else f"**{report.outcome}**"
+        row(_name(report.nodeid), outcome, f"{report.duration:.1f}", ", ".join(part for part in said if part))
+        verdict(report.nodeid, passed=report.passed if is_run or report.failed else None)
     if report.failed and is_lost():
         row(_name(report.nodeid), "CUDA is lost in this process", "", "the rest runs in a new one")
         os._exit(POISONED)

@@ -39,8 +39,8 @@ def begun(name: str) -> None:
     say(begun=name)
 
 
-def verdict(name: str, *, passed: bool) -> None:
-    """What came of a part; counted in the summary."""
+def verdict(name: str, *, passed: bool | None) -> None:
+    """What came of a part, None where it did nothing here; counted in the summary."""
     say(verdict=name, passed=passed)
 
 

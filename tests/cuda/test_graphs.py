@@ -8,7 +8,7 @@ from torch import nn
 
 import lstm_monitor as lm
 from tests.cuda import models, training
-from tests.cuda.place import DEVICE, DRY, MARKS, seen, sized
+from tests.cuda.place import DEVICE, DRY, MARKS, sized
 from tests.cuda.reports import distance
 from tests.cuda.training import STEPS, Noisy, differing, settings, train
 from tests.helpers import traces
@@ -104,7 +104,7 @@ def compiled(network):
 def test_compiled_steps(tell):
     """What is compiled may differ from the network itself; with and without the monitor it is the same code."""
     if not compiles():
-        tell("left out", "no C compiler here")
+        tell("not run", "no C compiler here")
         return
     torch._dynamo.reset()
     different, sink = differing(make=Plain, wrap=compiled)
@@ -116,7 +116,7 @@ def test_compiled_steps(tell):
 def test_compiled_in_place(tell):
     """``network.compile()``, which leaves the class as it was."""
     if not compiles():
-        tell("left out", "no C compiler here")
+        tell("not run", "no C compiler here")
         return
 
     def wrap(network):
@@ -135,7 +135,7 @@ def test_compiled_in_place(tell):
 def test_a_graph_is_captured_while_a_check_is_worked_out(tell):
     """Another thread that asks CUDA for memory meanwhile breaks a capture of the mode "global", torch's default."""
     if DRY:
-        return tell("this", seen(None))
+        return tell("not run", "needs a GPU")
     _, device = models.pair("LSTM")
     monitor = lm.LSTMMonitor(device, models.sequences(), **settings(every_n_steps=1, horizon=sized(512, 16)))
     monitor.on_train_begin()
