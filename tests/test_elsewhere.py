@@ -44,6 +44,7 @@ def test_tensors_of_two_devices_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
             there + torch.ones(3)
 
 
+@pytest.mark.thorough
 def test_every_check_is_that_of_the_host(snaps: tuple[Snapshot, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The first designs its stimuli there; those of the later ones were remembered, here."""
     limits, names = Thresholds(), ("step/final_response", "sine_alone/amplitude", "linear/gain", "step_alone/overshoot")

@@ -85,6 +85,7 @@ def test_where_cuda_is_lost_the_rest_runs_in_a_new_process(made: Callable[..., A
     assert "1 before" in page.path.read_text(encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_what_hangs_is_cut_off(made: Callable[..., Any], gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     hangs = "words('Begun.')\nimport time\ntime.sleep(60)"
     began = time.monotonic()
@@ -103,6 +104,7 @@ def test_a_section_for_which_no_time_is_left_is_told(gpu: SimpleNamespace, tmp_p
     assert "not run: no time was left" in page.path.read_text(encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_every_test_has_its_row(gpu: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tests = """
 import logging
@@ -168,6 +170,7 @@ def test_without_a_gpu_nothing_is_run_but_the_dry_run(gpu: SimpleNamespace, tmp_
     assert "Nothing else was run: without a GPU there is only the dry run" in done.stdout
 
 
+@pytest.mark.thorough
 def test_its_tests_are_left_out_with_one_line(gpu: SimpleNamespace) -> None:
     """Where the libraries that the machine lacks cannot be imported, too."""
     plain = {**os.environ, "LSTM_MONITOR_WITHOUT": " ".join(gpu.plan.MISSING), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

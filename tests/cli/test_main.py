@@ -267,6 +267,7 @@ def test_a_plain_encoding_is_no_error(runs: Path, monkeypatch: pytest.MonkeyPatc
     assert re.search(r"[-_.:=+*#]{4}$", plain.buffer.getvalue().decode("ascii"), re.MULTILINE)
 
 
+@pytest.mark.thorough
 def test_a_closed_pipe_is_no_error(runs: Path) -> None:
     asked = [sys.executable, "-m", "lstm_monitor", "report", str(runs / "a")]
     with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -73,6 +73,7 @@ def test_each_gets_about_as_much_to_do() -> None:
     assert max(loads) < 1.05 * sum(costs) / 7
 
 
+@pytest.mark.thorough
 def test_results_come_in_order_as_they_were_made(found: SimpleNamespace) -> None:
     for one in found.meetings:
         base = torch.arange(1000.0)
@@ -86,6 +87,7 @@ def test_results_come_in_order_as_they_were_made(found: SimpleNamespace) -> None
         assert one["inside a job"] == [1, [1, 1]]  # what a job shares it does by itself
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("when", "words"),
     [
@@ -100,6 +102,7 @@ def test_an_error_in_one_is_an_error_in_all(found: SimpleNamespace, when: str, w
     assert [one[when] for one in found.meetings] == words
 
 
+@pytest.mark.thorough
 def test_nobody_waits_for_ever(found: SimpleNamespace) -> None:
     assert found.lost["late"].startswith("RuntimeError: the processes have lost touch")
     assert 0.9 < found.lost["waited"] < 3.0
@@ -107,6 +110,7 @@ def test_nobody_waits_for_ever(found: SimpleNamespace) -> None:
     assert "lost touch" in found.lost["gone"]
 
 
+@pytest.mark.thorough
 def test_a_shared_check_is_that_of_one_process(found: SimpleNamespace) -> None:
     first, second = found.trainings
     _, alone = first["alone"]
@@ -123,16 +127,19 @@ def test_a_shared_check_is_that_of_one_process(found: SimpleNamespace) -> None:
     assert [one["written"]["shared"] for one in (first, second)] == [first["written"]["alone"], 0]
 
 
+@pytest.mark.thorough
 def test_the_training_is_the_same(found: SimpleNamespace) -> None:
     for one in found.trainings:
         for other in (one["alone"][0], one["shared"][0], one["off in one"][2]):
             assert all(torch.equal(a, b) for a, b in zip(one["without"], other, strict=True))
 
 
+@pytest.mark.thorough
 def test_the_first_ones_clock_decides_for_all(found: SimpleNamespace) -> None:
     assert found.trainings[0]["governed"] == found.trainings[1]["governed"] < 9
 
 
+@pytest.mark.thorough
 def test_they_rest_together(found: SimpleNamespace) -> None:
     first, second = (one["rests"] for one in found.trainings)
     assert first[0] == second[0] == 2
@@ -142,6 +149,7 @@ def test_they_rest_together(found: SimpleNamespace) -> None:
     assert second[2] == []
 
 
+@pytest.mark.thorough
 def test_switched_off_in_one_is_off_in_all(found: SimpleNamespace) -> None:
     (checks, told, _), (others, nothing, _) = (one["off in one"] for one in found.trainings)
     assert checks == others == 0
@@ -151,6 +159,7 @@ def test_switched_off_in_one_is_off_in_all(found: SimpleNamespace) -> None:
     assert [one["off"] for one in found.trainings] == [(0, [])] * 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["all", "top"])
 def test_a_shared_study_is_that_of_one_process(found: SimpleNamespace, kind: str) -> None:
     (alone, first), (_, second) = (one[kind] for one in found.studies)
@@ -162,11 +171,13 @@ def test_a_shared_study_is_that_of_one_process(found: SimpleNamespace, kind: str
     assert all(one["untouched"] for one in found.studies)
 
 
+@pytest.mark.thorough
 def test_processes_agree_on_what_there_is_time_for(found: SimpleNamespace) -> None:
     (_, first), (_, second) = (one["in time"] for one in found.studies)
     assert list(differences(first, second)) == []
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_shared_is_refused(found: SimpleNamespace) -> None:
     for one in found.studies:
         assert "talks to the other processes (c10d::allreduce_)" in one["talks"]

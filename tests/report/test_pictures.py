@@ -201,6 +201,7 @@ def test_settings_of_the_user_do_not_spoil_the_pictures(layer):
             np.testing.assert_array_equal(pixels, usual[name])
 
 
+@pytest.mark.thorough
 def test_matplotlib_is_imported_only_to_draw_and_pyplot_never():
     code = """
 import sys, torch, lstm_monitor as lm
