@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lstm_monitor.engines import choice
+from lstm_monitor.layers.registered import registry
 from tests.helpers.clocks import QuietClock
 
 
@@ -46,3 +47,12 @@ def _no_engine_gives_way() -> Iterator[None]:
     given_up = set(choice._given_up)
     choice._given_up.clear()
     assert not given_up
+
+
+@pytest.fixture(autouse=True)
+def _no_registered_cell_stays() -> Iterator[None]:
+    """A test that registers one for good, as the README's blocks do, leaves it to no other."""
+    before = dict(registry._REGISTERED)
+    yield
+    registry._REGISTERED.clear()
+    registry._REGISTERED.update(before)
