@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 SIZES = (128, 512, 4096)
-STEPS = sized(512, 64)  # the longest sine has a period of 64, of which half of the steps are heard
+STEPS = sized(512, 64)  # the longest sine has a period of 64, which fits once into the second half of the steps
 MOST = 0.5
 R = TypeVar("R", bound="DataclassInstance")
 

@@ -100,7 +100,7 @@ def test_the_engine_of_the_device_is_triton():
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", sized(KINDS, ("gru",)))
-def test_layers_joined_are_played_as_each_by_itself(kind, engine):
+def test_layers_joined_are_simulated_as_each_by_itself(kind, engine):
     parts = [there_cells(truth.cells(kind, size)) for size in sized((5, 64, 200), (5, 2))]
     signals, sizes = truth.moved(truth.signals(sized(64, 4), 8), DEVICE), [part.hidden_size for part in parts]
     start = [there(truth.state(kind, size)) for size in sizes]
