@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lstm_monitor.core.changes import Change, changed
-from lstm_monitor.core.precision import full_precision, own_precision
+from lstm_monitor.core.float64 import own_precision
+from lstm_monitor.core.precision import full_precision
 
 _THREAD = threading.local()
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from lstm_monitor.core.float64 import has_float64
 from lstm_monitor.core.guard import LOG
-from lstm_monitor.core.precision import has_float64
 from lstm_monitor.core.trees import tensors_of, to_host
 from lstm_monitor.engines.fused import release_buffers
 

@@ -11,7 +11,7 @@ from threading import get_ident
 import torch
 from torch import Tensor
 
-from lstm_monitor.core.precision import product_type
+from lstm_monitor.core.float64 import product_type
 from lstm_monitor.core.terms import GATES, Kind
 from lstm_monitor.core.weights import LayerWeights
 

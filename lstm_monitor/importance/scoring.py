@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from lstm_monitor.core.precision import doubled
+from lstm_monitor.core.float64 import doubled
 from lstm_monitor.core.records import Importance, Snapshot
 from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.undisturbed import undisturbed

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.core.definitions import Thresholds
-from lstm_monitor.core.precision import doubled
+from lstm_monitor.core.float64 import doubled
 from lstm_monitor.metrics.activity import mean
 
 DEFAULT = Thresholds()

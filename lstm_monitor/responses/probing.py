@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lstm_monitor.core.definitions import Thresholds
-from lstm_monitor.core.precision import doubled, product_type
+from lstm_monitor.core.float64 import doubled, product_type
 from lstm_monitor.core.records import Metric, Probe, Snapshot, Stimulus
 from lstm_monitor.core.terms import Mode
 from lstm_monitor.core.weights import CellWeights, LayerWeights

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lstm_monitor.core.distributed import from_first, processes, shared
 from lstm_monitor.core.errors import choose
-from lstm_monitor.core.precision import doubled
+from lstm_monitor.core.float64 import doubled
 from lstm_monitor.core.terms import Better, LayerKey
 from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import Outcome, score_weights, weighted_mean

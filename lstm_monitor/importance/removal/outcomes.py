@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstm_monitor.core.precision import doubled
+from lstm_monitor.core.float64 import doubled
 from lstm_monitor.snapshots.outputs import by_sequence
 from lstm_monitor.snapshots.runs import Run
 

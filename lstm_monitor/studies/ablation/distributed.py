@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_monitor.core.distributed import from_each, from_first, processes
-from lstm_monitor.core.precision import doubled
+from lstm_monitor.core.float64 import doubled
 from lstm_monitor.importance.removal.network import Network
 from lstm_monitor.importance.removal.outcomes import Outcome
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstm_monitor.core.precision import doubled
+from lstm_monitor.core.float64 import doubled
 from lstm_monitor.core.terms import Better, LayerKey, OneLine
 from lstm_monitor.metrics.distributions import finite, quantiles
 from lstm_monitor.report.layer_report import LayerReport
