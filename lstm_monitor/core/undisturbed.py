@@ -47,12 +47,12 @@ def beside() -> Iterator[None]:
     That is random states, which the training draws from meanwhile, so only what draws nothing may run there; and the
     switches of precision: products have a precision of their own.
     """
-    _THREAD.is_beside = True
+    before, _THREAD.is_beside = getattr(_THREAD, "is_beside", False), True
     try:
         with own_precision():
             yield
     finally:
-        _THREAD.is_beside = False
+        _THREAD.is_beside = before
 
 
 def _device_types(model: nn.Module | None) -> set[str]:

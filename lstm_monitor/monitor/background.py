@@ -11,8 +11,25 @@ from threading import Thread
 from typing import Generic, TypeVar
 
 import torch
+from torch import nn
+
+from lstm_monitor.core.distributed import in_processes
+from lstm_monitor.core.undisturbed import beside
+from lstm_monitor.engines.fused import release_buffers
+from lstm_monitor.layers.registered.registry import runs_steps
 
 R = TypeVar("R")
+
+
+def may_run_beside(model: nn.Module) -> bool:
+    """Whether periodic checks of a model on a GPU are worked out beside its training.
+
+    Not where several processes do in one order what they do together; nor where a registered cell runs by the user's
+    own code; nor on several devices; nor where ``LSTM_MONITOR_BACKGROUND=off`` in the environment forbids it.
+    """
+    if in_processes() or os.environ.get("LSTM_MONITOR_BACKGROUND") == "off":
+        return False
+    return len({parameter.device for parameter in model.parameters()}) == 1 and not runs_steps(model)
 
 
 class BackgroundCheck(Generic[R]):
@@ -62,6 +79,8 @@ class BackgroundCheck(Generic[R]):
         began = time.perf_counter()
         try:
             with ExitStack() as stack:
+                stack.callback(release_buffers)  # they are of this thread, which ends
+                stack.enter_context(beside())
                 if stream is not None:
                     stack.enter_context(torch.cuda.stream(stream))
                 self._outcome = (job(),)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,17 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lstm_monitor.characterization import examine
 from lstm_monitor.core.definitions import Thresholds
-from lstm_monitor.core.distributed import from_first, in_processes
+from lstm_monitor.core.distributed import from_first
 from lstm_monitor.core.guard import LOG, Guard
 from lstm_monitor.core.records import Probe, Snapshot
 from lstm_monitor.core.terms import LayerKey
 from lstm_monitor.core.trees import to_host
-from lstm_monitor.core.undisturbed import beside
 from lstm_monitor.engines.fused import release_buffers
 from lstm_monitor.importance.scoring import assess
 from lstm_monitor.layers.finding import find_layers
-from lstm_monitor.layers.registered.registry import runs_steps
-from lstm_monitor.monitor.background import BackgroundCheck
+from lstm_monitor.monitor.background import BackgroundCheck, may_run_beside
 from lstm_monitor.monitor.budget import Clock, Governor
 from lstm_monitor.monitor.distributed import Sharing, first_snapshots
 from lstm_monitor.monitor.sinks import MonitorSinks
@@ -118,7 +115,7 @@ class Checking:
         if self.sharing.idle:
             return None
         device = _cuda_device(self.model)
-        is_deferred = is_periodic and self._defers(device)
+        is_deferred = is_periodic and device is not None and may_run_beside(self._known_model())
         with (
             self.guard.protect("A check"),
             self.clock.check(periodic=is_periodic, device=None if is_deferred else device),
@@ -133,17 +130,6 @@ class Checking:
                 results = self._examined(taken)
             self._report(taken, results)
         return self._handed_on()
-
-    def _defers(self, device: torch.device | None) -> bool:
-        """Whether periodic checks are worked out beside the training.
-
-        Not on the CPU, where that slows the training; nor where several processes do in one order what they do
-        together; nor where a registered cell runs by the user's own code; nor on several devices.
-        """
-        if device is None or in_processes() or os.environ.get("LSTM_MONITOR_BACKGROUND") == "off":
-            return False
-        model = self._known_model()
-        return len({parameter.device for parameter in model.parameters()}) == 1 and not runs_steps(model)
 
     def _take_snapshots(
         self,
@@ -162,15 +148,7 @@ class Checking:
     def _begin(self, taken: _Taken, background: BackgroundCheck[_Results]) -> None:
         """Have a check worked out beside the training; a later hook hands it on."""
         probes = self._memories.recall(taken.snaps)
-
-        def job() -> _Results:
-            with beside():
-                try:
-                    return examine(taken.snaps, probes, self.rank_by, self.thresholds, self.horizon)
-                finally:
-                    release_buffers()  # they are of this thread, which ends
-
-        background.start(job)
+        background.start(lambda: examine(taken.snaps, probes, self.rank_by, self.thresholds, self.horizon))
         self._begun = (taken, background)
         self.checked_at, self.last_step = taken.progress, taken.step
 

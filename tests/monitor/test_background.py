@@ -13,6 +13,7 @@ from torch import nn
 
 import lstm_monitor as lm
 from lstm_monitor.core.undisturbed import beside, undisturbed
+from lstm_monitor.monitor import background
 from lstm_monitor.monitor import check as module
 from lstm_monitor.monitor.background import BackgroundCheck
 from tests.helpers import trainings
@@ -137,7 +138,7 @@ def test_in_several_processes_a_check_stays_at_the_hook(
     deferred: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They do in one order what they do together."""
-    monkeypatch.setattr(module, "in_processes", lambda: True)
+    monkeypatch.setattr(background, "in_processes", lambda: True)
     seen: list[int] = []
     training(lambda monitor, step: seen.append(monitor.checks), steps=4)
     assert seen == [1, 2, 2, 3]
